@@ -1,0 +1,305 @@
+"""The three configurations of ALIGN, their presets, and the activations they can name.
+
+Follows Hugging Face's `config.json` in every key and default (BERT-Base and EfficientNet-B7).
+But: an unknown keyword is an error here, where the reference swallows it.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from functools import partial
+from pathlib import Path
+from typing import Any, ClassVar
+
+import torch.nn.functional as F
+
+from .hub import find_file, read_json, write_json
+
+ACTIVATIONS: dict[str, Callable] = {
+    "gelu": F.gelu,  # the exact one, x·Φ(x)
+    "gelu_new": partial(F.gelu, approximate="tanh"),
+    "relu": F.relu,
+    "selu": F.selu,
+    "silu": F.silu,
+    "swish": F.silu,  # EfficientNet's name for the same x·sigmoid(x)
+    "mish": F.mish,
+}
+
+
+def get_activation(name: str | Callable) -> Callable:
+    """The activation called `name`, or `name` itself where it is a callable (a module, a function).
+
+    >>> get_activation("relu").__name__
+    'relu'
+    """
+    if callable(name):
+        return name
+    if name not in ACTIVATIONS:
+        raise ValueError(f"hidden_act {name!r} is not one of {', '.join(ACTIVATIONS)}, nor a callable")
+    return ACTIVATIONS[name]
+
+
+class Config:
+    """What the three configurations share: keyword checks, and `config.json` both ways."""
+
+    model_type: ClassVar[str]
+    part_of_align: ClassVar[str | None] = None  # the key of this configuration inside a full ALIGN's
+
+    def __new__(cls, *args, **kwargs):
+        names = [f.name for f in dataclasses.fields(cls)]
+        for keyword in kwargs:
+            if keyword not in names:
+                near = difflib.get_close_matches(keyword, names, n=1, cutoff=0)[0]
+                raise TypeError(f"{cls.__name__} has no keyword {keyword!r}; the nearest is {near!r}")
+        return super().__new__(cls)
+
+    def to_dict(self) -> dict[str, Any]:
+        """A plain dictionary that `from_dict`, and transformers, read back."""
+        return {"model_type": self.model_type} | dataclasses.asdict(self)
+
+    @classmethod
+    def from_dict(cls, content: dict[str, Any]):
+        """Build from a dictionary. Keys that are not keywords of this class (bookkeeping) are ignored."""
+        if cls.part_of_align in content:
+            content = content[cls.part_of_align]
+        names = {f.name for f in dataclasses.fields(cls)}
+        return cls(**{key: value for key, value in content.items() if key in names})
+
+    @classmethod
+    def from_pretrained(cls, dir_or_name: str | Path):
+        """Read `config.json` of a folder or hub name; a tower's configuration also out of a full ALIGN's.
+
+        Raises FileNotFoundError, or ValueError naming the file and the value that is wrong in it.
+        """
+        path = find_file(dir_or_name, "config.json")
+        try:
+            return cls.from_dict(read_json(path))
+        except (TypeError, ValueError) as error:
+            message = str(error)
+            raise ValueError(message if message.startswith(str(path)) else f"{path}: {message}") from None
+
+    def save_pretrained(self, directory: str | Path) -> None:
+        """Write `directory/config.json`, atomically. ValueError if an activation is a callable."""
+        for config in (self, *vars(self).values()):
+            if callable(getattr(config, "hidden_act", None)):
+                raise ValueError("hidden_act is a callable; only a named activation can be saved")
+        write_json(Path(directory) / "config.json", self.to_dict())
+
+    def _check(self, positive: tuple[str, ...] = (), rates: tuple[str, ...] = ()) -> None:
+        """ValueError unless the fields named are whole numbers from 1 up, or lie in [0, 1)."""
+        for name in positive:
+            value = getattr(self, name)
+            if not isinstance(value, int) or isinstance(value, bool) or value < 1:
+                raise ValueError(f"{name} must be a whole number of at least 1, not {value!r}")
+        for name in rates:
+            value = getattr(self, name)
+            if not isinstance(value, (int, float)) or not 0 <= value < 1:
+                raise ValueError(f"{name} must lie in [0, 1), not {value!r}")
+
+
+@dataclass
+class AlignTextConfig(Config):
+    """The text tower: BERT (Devlin et al. 2019). The defaults are BERT-Base, uncased.
+
+    >>> AlignTextConfig(hidden_size=256, num_hidden_layers=4, num_attention_heads=4).intermediate_size
+    3072
+    """
+
+    model_type: ClassVar[str] = "align_text_model"
+    part_of_align: ClassVar[str | None] = "text_config"
+
+    vocab_size: int = 30522
+    hidden_size: int = 768
+    num_hidden_layers: int = 12
+    num_attention_heads: int = 12
+    intermediate_size: int = 3072
+    hidden_act: str | Callable = "gelu"
+    hidden_dropout_prob: float = 0.1
+    attention_probs_dropout_prob: float = 0.1
+    max_position_embeddings: int = 512
+    type_vocab_size: int = 2
+    initializer_range: float = 0.02
+    layer_norm_eps: float = 1e-12
+    pad_token_id: int = 0
+    position_embedding_type: str = "absolute"  # or relative_key, relative_key_query
+    use_cache: bool = True  # a decoder's option: kept in the file, used nowhere
+
+    def __post_init__(self):
+        self._check(
+            positive=("vocab_size", "hidden_size", "num_hidden_layers", "num_attention_heads")
+            + ("intermediate_size", "max_position_embeddings", "type_vocab_size"),
+            rates=("hidden_dropout_prob", "attention_probs_dropout_prob"),
+        )
+        get_activation(self.hidden_act)
+        if self.hidden_size % self.num_attention_heads:
+            raise ValueError(
+                f"hidden_size {self.hidden_size} is not a multiple of num_attention_heads "
+                f"{self.num_attention_heads}"
+            )
+        known = ("absolute", "relative_key", "relative_key_query")
+        if self.position_embedding_type not in known:
+            raise ValueError(
+                f"position_embedding_type {self.position_embedding_type!r} is not one of {', '.join(known)}"
+            )
+
+
+@dataclass
+class AlignVisionConfig(Config):
+    """The image tower: EfficientNet (Tan & Le 2019). The defaults are B7; the seven lists are B0's stages.
+
+    `in_channels` to `expand_ratios` have one entry a stage; read down a column, they are rows of the
+    EfficientNet paper's table 1. `width_coefficient` and `depth_coefficient` scale channels and repeats.
+    `image_size` is kept for the file: the network takes any size.
+
+    >>> AlignVisionConfig(width_coefficient=1.0).strides
+    [1, 2, 2, 2, 1, 2, 1]
+    """
+
+    model_type: ClassVar[str] = "align_vision_model"
+    part_of_align: ClassVar[str | None] = "vision_config"
+
+    num_channels: int = 3
+    image_size: int = 600
+    width_coefficient: float = 2.0
+    depth_coefficient: float = 3.1
+    depth_divisor: int = 8
+    kernel_sizes: list[int] = field(default_factory=lambda: [3, 3, 5, 3, 5, 5, 3])
+    in_channels: list[int] = field(default_factory=lambda: [32, 16, 24, 40, 80, 112, 192])
+    out_channels: list[int] = field(default_factory=lambda: [16, 24, 40, 80, 112, 192, 320])
+    depthwise_padding: list[int] = field(default_factory=list)
+    strides: list[int] = field(default_factory=lambda: [1, 2, 2, 2, 1, 2, 1])
+    num_block_repeats: list[int] = field(default_factory=lambda: [1, 2, 2, 3, 3, 4, 1])
+    expand_ratios: list[int] = field(default_factory=lambda: [1, 6, 6, 6, 6, 6, 6])
+    squeeze_expansion_ratio: float = 0.25
+    hidden_act: str | Callable = "swish"
+    hidden_dim: int = 2560
+    pooling_type: str = "mean"  # or max
+    initializer_range: float = 0.02
+    batch_norm_eps: float = 0.001
+    batch_norm_momentum: float = 0.99  # Keras' meaning: the share of the old running statistics that is kept
+    drop_connect_rate: float = 0.2
+
+    STAGE_LISTS: ClassVar[tuple[str, ...]] = (
+        *("kernel_sizes", "in_channels", "out_channels"),
+        *("strides", "num_block_repeats", "expand_ratios"),
+    )
+
+    def __post_init__(self):
+        self._check(
+            positive=("num_channels", "image_size", "depth_divisor", "hidden_dim"),
+            rates=("drop_connect_rate",),
+        )
+        get_activation(self.hidden_act)
+        for name in ("width_coefficient", "depth_coefficient", "squeeze_expansion_ratio"):
+            value = getattr(self, name)
+            if not isinstance(value, (int, float)) or value <= 0:
+                raise ValueError(f"{name} must be a number above 0, not {value!r}")
+        for name in self.STAGE_LISTS:
+            values = getattr(self, name)
+            if not isinstance(values, (list, tuple)) or not all(isinstance(v, int) and v > 0 for v in values):
+                raise ValueError(f"{name} must be a list of whole numbers above 0, not {values!r}")
+            if len(values) != len(self.kernel_sizes) or not values:
+                raise ValueError(
+                    f"{name} has {len(values)} stages where kernel_sizes has {len(self.kernel_sizes)}"
+                )
+        if set(self.strides) - {1, 2}:
+            raise ValueError(f"strides must be 1 or 2, not {self.strides}")
+        if self.pooling_type not in ("mean", "max"):
+            raise ValueError(f"pooling_type {self.pooling_type!r} is not one of mean, max")
+
+
+@dataclass
+class AlignConfig(Config):
+    """Both towers, the width of the shared embedding, and the temperature's start.
+
+    >>> AlignConfig.preset("b7_base").vision_config.width_coefficient
+    2.0
+    >>> sorted(PRESETS)
+    ['b3_mini', 'b7_base', 'emoji', 'l2_large']
+    """
+
+    model_type: ClassVar[str] = "align"
+
+    text_config: AlignTextConfig | dict | None = None
+    vision_config: AlignVisionConfig | dict | None = None
+    projection_dim: int = 640
+    temperature_init_value: float = 1.0
+    initializer_range: float = 0.02
+
+    def __post_init__(self):
+        for name, kind in (("text_config", AlignTextConfig), ("vision_config", AlignVisionConfig)):
+            value = getattr(self, name)
+            if value is None or isinstance(value, dict):
+                setattr(self, name, kind.from_dict(value or {}))
+            elif not isinstance(value, kind):
+                raise TypeError(f"{name} must be {kind.__name__}, a dict or None, not {type(value).__name__}")
+        self._check(positive=("projection_dim",))
+        if not isinstance(self.temperature_init_value, (int, float)) or self.temperature_init_value <= 0:
+            raise ValueError(f"temperature_init_value must be above 0, not {self.temperature_init_value!r}")
+
+    def to_dict(self) -> dict[str, Any]:
+        return super().to_dict() | {
+            "text_config": self.text_config.to_dict(),
+            "vision_config": self.vision_config.to_dict(),
+        }
+
+    @classmethod
+    def from_text_vision_configs(
+        cls, text_config: AlignTextConfig, vision_config: AlignVisionConfig, **kwargs
+    ) -> AlignConfig:
+        """Join two towers' configurations."""
+        return cls(text_config=text_config, vision_config=vision_config, **kwargs)
+
+    @classmethod
+    def preset(cls, name: str) -> AlignConfig:
+        """The configuration called `name` in PRESETS; ValueError listing the names there are."""
+        if name not in PRESETS:
+            raise ValueError(f"preset {name!r} is not one of {', '.join(PRESETS)}")
+        return cls(**PRESETS[name])
+
+
+BERT_MINI = dict(hidden_size=256, num_hidden_layers=4, num_attention_heads=4, intermediate_size=1024)
+BERT_LARGE = dict(hidden_size=1024, num_hidden_layers=24, num_attention_heads=16, intermediate_size=4096)
+
+# projection_dim is round_filters(320 · width): with no image projection, the image tower's own width.
+PRESETS: dict[str, dict[str, Any]] = {
+    # The checkpoint in weights/emoji: 64 px, a tenth of B0, stride 8 rather than 32 before the pool.
+    "emoji": dict(
+        text_config=dict(
+            hidden_size=128,
+            num_hidden_layers=2,
+            num_attention_heads=4,
+            intermediate_size=512,
+            max_position_embeddings=64,
+            hidden_dropout_prob=0.0,
+            attention_probs_dropout_prob=0.0,
+        ),
+        vision_config=dict(
+            image_size=64,
+            width_coefficient=0.5,
+            depth_coefficient=0.5,
+            strides=[1, 2, 2, 2, 1, 1, 1],
+            hidden_dim=160,
+            drop_connect_rate=0.0,
+        ),
+        projection_dim=160,
+        temperature_init_value=0.1,
+    ),
+    # The paper's smallest (6.2, table 9), 384 wide. The paper projects the image to 640; this layout cannot.
+    "b3_mini": dict(
+        text_config=BERT_MINI,
+        vision_config=dict(image_size=289, width_coefficient=1.2, depth_coefficient=1.4, hidden_dim=384),
+        projection_dim=384,
+    ),
+    # kakaobrain/align-base.
+    "b7_base": dict(vision_config=dict(image_size=289, hidden_dim=640), projection_dim=640),
+    # The paper's towers (section 5): EfficientNet-L2 and BERT-Large.
+    "l2_large": dict(
+        text_config=BERT_LARGE,
+        vision_config=dict(image_size=289, width_coefficient=4.3, depth_coefficient=5.3, hidden_dim=1376),
+        projection_dim=1376,
+    ),
+}

@@ -1,0 +1,303 @@
+"""The image tower: EfficientNet (Tan & Le 2019, arXiv 1905.11946), pooled, with no 1×1 head (ALIGN, 4.1).
+
+    pixels → stem → MBConv blocks → global pool → (B, C)
+
+Shapes: B images, C channels, H×W pixels. One `block_specs` row is one block; everything else follows from it.
+Weights and eval-mode numbers are Hugging Face's. But, in training: BatchNorm's momentum means what Keras
+means by it, and drop-connect drops a whole sample's branch, as in the original TensorFlow code.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import torch
+import torch.nn as nn
+import torch.nn.functional as F
+from torch import Tensor
+
+from .checkpoint import PretrainedModel
+from .config import AlignVisionConfig, get_activation
+from .outputs import ModelOutput
+
+
+def round_filters(channels: int, config: AlignVisionConfig) -> int:
+    """Channels scaled by the width coefficient, to a multiple of `depth_divisor`, never down by over 10%.
+
+    >>> round_filters(320, AlignVisionConfig(width_coefficient=2.0))
+    640
+    """
+    divisor = config.depth_divisor
+    scaled = channels * config.width_coefficient
+    rounded = max(divisor, int(scaled + divisor / 2) // divisor * divisor)
+    return rounded + divisor if rounded < 0.9 * scaled else rounded
+
+
+@dataclass
+class BlockSpec:
+    """One MBConv block: the numbers that distinguish it from its neighbours."""
+
+    kernel_size: int
+    in_channels: int
+    out_channels: int
+    stride: int
+    expand_ratio: int
+    residual: bool
+    centered_padding: bool  # pad k//2 on every side at stride 2, not TF's (k//2 − 1, k//2)
+    drop_rate: float
+
+
+def block_specs(config: AlignVisionConfig) -> list[BlockSpec]:
+    """The stage table, scaled and unrolled into blocks.
+
+    >>> specs = block_specs(AlignVisionConfig())
+    >>> len(specs), specs[0].in_channels, specs[-1].out_channels
+    (55, 64, 640)
+    """
+    repeats = [math.ceil(config.depth_coefficient * r) for r in config.num_block_repeats]
+    specs: list[BlockSpec] = []
+    stages = zip(
+        config.kernel_sizes,
+        config.in_channels,
+        config.out_channels,
+        config.strides,
+        config.expand_ratios,
+        repeats,
+        strict=True,
+    )
+    for kernel, c_in, c_out, stride, expand, count in stages:
+        for position in range(count):
+            first, index = position == 0, len(specs)
+            specs.append(
+                BlockSpec(
+                    kernel_size=kernel,
+                    in_channels=round_filters(c_in if first else c_out, config),
+                    out_channels=round_filters(c_out, config),
+                    stride=stride if first else 1,
+                    expand_ratio=expand,
+                    # Keras adds it wherever stride is 1 and in == out; the reference never on a stage's first
+                    # block. The same for B0 to B7, where a stage's first block changes the width.
+                    residual=not first,
+                    centered_padding=index in config.depthwise_padding,
+                    drop_rate=config.drop_connect_rate * index / sum(repeats),
+                )
+            )
+    return specs
+
+
+class BatchNorm(nn.BatchNorm2d):
+    """BatchNorm2d that takes `config.batch_norm_momentum` in Keras' sense.
+
+    Keras: running ← momentum·running + (1 − momentum)·batch. PyTorch's momentum is the batch's share,
+    hence 1 − momentum. The reference hands 0.99 to PyTorch as it is and so forgets 99% at every step.
+    """
+
+    def __init__(self, channels: int, config: AlignVisionConfig):
+        super().__init__(channels, eps=config.batch_norm_eps, momentum=1 - config.batch_norm_momentum)
+
+
+class ConvNorm(nn.Module):
+    """Pad, convolve without a bias, normalize, and (where `activation` is given) activate.
+
+    (B, C_in, H, W) → (B, C_out, H', W'), with H' = H at stride 1 and ⌊H/2⌋ at stride 2 (⌈H/2⌉ if `centered`).
+
+    >>> layer = ConvNorm(3, 8, 3, AlignVisionConfig(), stride=2)
+    >>> layer(torch.zeros(1, 3, 9, 9)).shape
+    torch.Size([1, 8, 4, 4])
+    """
+
+    def __init__(
+        self,
+        in_channels: int,
+        out_channels: int,
+        kernel_size: int,
+        config: AlignVisionConfig,
+        *,
+        stride: int = 1,
+        groups: int = 1,
+        centered: bool = True,
+        activation=None,
+    ):
+        super().__init__()
+        padding = "same" if stride == 1 else kernel_size // 2 if centered else 0
+        self.conv = nn.Conv2d(
+            in_channels, out_channels, kernel_size, stride, padding, groups=groups, bias=False
+        )
+        self.bn = BatchNorm(out_channels, config)
+        self.activation = activation
+        # TensorFlow's SAME on an even side at stride 2: one pixel less on the left and top, so that the last
+        # window ends at the border. Done at odd sides too, where SAME would pad evenly, as in coyo-align,
+        # which is built for an unknown size. Order: left, right, top, bottom.
+        before, after = kernel_size // 2 - 1, kernel_size // 2
+        self.pad_first = (before, after, before, after) if padding == 0 else None
+
+    def forward(self, x: Tensor) -> Tensor:
+        if self.pad_first:
+            x = F.pad(x, self.pad_first)
+        x = self.bn(self.conv(x))  # (B, C_out, H', W')
+        return x if self.activation is None else self.activation(x)
+
+
+class SqueezeExcite(nn.Module):
+    """Weigh each channel by a gate computed from the means of all (Hu et al. 2018). (B, C, H, W) → the same.
+
+    `squeezed` is a quarter of the block's *input* channels, not of the expanded ones that are gated.
+
+    >>> SqueezeExcite(96, 4, torch.nn.functional.silu)(torch.zeros(2, 96, 5, 5)).shape
+    torch.Size([2, 96, 5, 5])
+    """
+
+    def __init__(self, channels: int, squeezed: int, activation):
+        super().__init__()
+        self.reduce = nn.Conv2d(channels, squeezed, 1)
+        self.expand = nn.Conv2d(squeezed, channels, 1)
+        self.activation = activation
+
+    def forward(self, x: Tensor) -> Tensor:
+        gate = x.mean((2, 3), keepdim=True)  # (B, C, 1, 1)
+        gate = self.activation(self.reduce(gate))  # (B, squeezed, 1, 1)
+        return x * torch.sigmoid(self.expand(gate))  # (B, C, H, W)
+
+
+class DropConnect(nn.Module):
+    """Zero a whole sample's branch with probability `rate`, in training; scale the others by 1/(1 − rate).
+
+    EfficientNet's code calls this drop connect; it is stochastic depth (Huang et al. 2016), and not the
+    DropConnect (Wan et al. 2013) that drops weights. The reference drops single elements (nn.Dropout).
+
+    >>> DropConnect(0.5).eval()(torch.ones(2, 1, 1, 1)).flatten()
+    tensor([1., 1.])
+    """
+
+    def __init__(self, rate: float):
+        super().__init__()
+        self.rate = rate
+
+    def forward(self, x: Tensor) -> Tensor:
+        if not self.training or self.rate == 0:
+            return x
+        keep = 1 - self.rate
+        kept = torch.empty(len(x), 1, 1, 1, dtype=x.dtype, device=x.device).bernoulli_(keep)
+        return x * (kept / keep)
+
+
+class MBConv(nn.Module):
+    """Inverted bottleneck: expand 1×1, depthwise k×k, squeeze-excite, project 1×1, and the residual.
+
+    (B, C_in, H, W) → (B, C_out, H', W'), H' as in ConvNorm. Expansion is absent at ratio 1.
+
+    >>> config = AlignVisionConfig(width_coefficient=1.0)
+    >>> MBConv(block_specs(config)[4], config)(torch.zeros(2, 16, 8, 8)).shape
+    torch.Size([2, 24, 4, 4])
+    """
+
+    def __init__(self, spec: BlockSpec, config: AlignVisionConfig):
+        super().__init__()
+        act = get_activation(config.hidden_act)
+        hidden = spec.in_channels * spec.expand_ratio
+        squeezed = max(1, int(spec.in_channels * config.squeeze_expansion_ratio))
+        self.residual = spec.residual
+        self.expand = (
+            ConvNorm(spec.in_channels, hidden, 1, config, activation=act) if spec.expand_ratio != 1 else None
+        )
+        self.depthwise = ConvNorm(
+            hidden,
+            hidden,
+            spec.kernel_size,
+            config,
+            stride=spec.stride,
+            groups=hidden,
+            centered=spec.centered_padding,
+            activation=act,
+        )
+        self.squeeze_excite = SqueezeExcite(hidden, squeezed, act)
+        self.project = ConvNorm(hidden, spec.out_channels, 1, config)
+        self.drop_connect = DropConnect(spec.drop_rate)
+
+    def forward(self, x: Tensor) -> Tensor:
+        h = x if self.expand is None else self.expand(x)  # (B, C_in·ratio, H, W)
+        h = self.depthwise(h)  # (B, C_in·ratio, H', W')
+        h = self.squeeze_excite(h)
+        h = self.project(h)  # (B, C_out, H', W')
+        return x + self.drop_connect(h) if self.residual else h
+
+
+def check_pixel_values(pixel_values: Tensor, config: AlignVisionConfig) -> None:
+    """TypeError or ValueError unless `pixel_values` is a finite float tensor (B, num_channels, H, W)."""
+    if not isinstance(pixel_values, Tensor) or not pixel_values.is_floating_point():
+        kind = pixel_values.dtype if isinstance(pixel_values, Tensor) else type(pixel_values).__name__
+        raise TypeError(f"pixel_values must be a float tensor, not {kind}")
+    if pixel_values.ndim != 4 or pixel_values.shape[1] != config.num_channels:
+        raise ValueError(
+            f"pixel_values must be (batch, {config.num_channels}, height, width), "
+            f"not {tuple(pixel_values.shape)}"
+        )
+    if not pixel_values.isfinite().all():
+        bad = pixel_values[~pixel_values.isfinite()][0].item()
+        raise ValueError(f"pixel_values must be finite, but holds {bad}")
+
+
+class AlignVisionModel(PretrainedModel):
+    """The image tower. (B, 3, H, W) → last_hidden_state (B, C, h, w), pooler_output (B, C).
+
+    C is round_filters(out_channels[-1]), which is the width of ALIGN's embedding. Weights start at
+    N(0, initializer_range); at B7's depth an untrained network in eval mode is numerically zero (1e-23).
+
+    >>> config = AlignVisionConfig(width_coefficient=0.5, depth_coefficient=0.5)
+    >>> AlignVisionModel(config)(torch.zeros(2, 3, 64, 64)).pooler_output.shape
+    torch.Size([2, 160])
+    """
+
+    config_class = AlignVisionConfig
+    prefix = "vision_model."
+
+    def __init__(self, config: AlignVisionConfig):
+        super().__init__(config)
+        act = get_activation(config.hidden_act)
+        specs = block_specs(config)
+        # The stem is as wide as B0's 32 scaled, whatever in_channels[0] says.
+        self.stem = ConvNorm(
+            config.num_channels,
+            round_filters(32, config),
+            3,
+            config,
+            stride=2,
+            centered=False,
+            activation=act,
+        )
+        self.blocks = nn.ModuleList(MBConv(spec, config) for spec in specs)
+        self.apply(self.init_weights)
+
+    def init_weights(self, module: nn.Module) -> None:
+        """N(0, initializer_range) for convolutions; BatchNorm keeps PyTorch's 1 and 0."""
+        if isinstance(module, nn.Conv2d):
+            nn.init.normal_(module.weight, std=self.config.initializer_range)
+            if module.bias is not None:
+                nn.init.zeros_(module.bias)
+
+    def forward(
+        self,
+        pixel_values: Tensor | None = None,
+        output_hidden_states: bool | None = None,
+        return_dict: bool | None = None,
+    ) -> ModelOutput | tuple:
+        """hidden_states, where asked for, are the stem's output and every block's."""
+        if pixel_values is None:
+            raise ValueError(
+                "pixel_values is missing: the image tower needs a tensor (batch, 3, height, width)"
+            )
+        check_pixel_values(pixel_values, self.config)
+        x = self.stem(pixel_values)  # (B, C_stem, ⌊H/2⌋, ⌊W/2⌋)
+        hidden_states = [x]
+        for block in self.blocks:
+            x = block(x)
+            if output_hidden_states:
+                hidden_states.append(x)
+        pooled = x.mean((2, 3)) if self.config.pooling_type == "mean" else x.amax((2, 3))  # (B, C)
+        output = ModelOutput(
+            last_hidden_state=x,
+            pooler_output=pooled,
+            hidden_states=tuple(hidden_states) if output_hidden_states else None,
+        )
+        return output if return_dict is not False else output.to_tuple()

@@ -116,7 +116,7 @@ class ConvNorm(nn.Module):
         *,
         stride: int = 1,
         groups: int = 1,
-        centered: bool = True,
+        centered: bool = False,
         activation=None,
     ):
         super().__init__()

@@ -111,6 +111,17 @@ def batches(items: Iterator, size: int) -> Iterator[list]:
         yield batch
 
 
+def check_device(name: str, parser: argparse.ArgumentParser) -> str:
+    """`name`, if this machine's PyTorch can put a tensor there; else a usage error."""
+    import torch
+
+    try:
+        torch.empty(0, device=name)
+    except (RuntimeError, AssertionError, NotImplementedError) as error:
+        parser.error(f"--device {name}: {str(error).splitlines()[0]}")
+    return name
+
+
 def run_classify(args: argparse.Namespace, parser: argparse.ArgumentParser) -> None:
     from .model import AlignModel
     from .processor import AlignProcessor
@@ -125,7 +136,7 @@ def run_classify(args: argparse.Namespace, parser: argparse.ArgumentParser) -> N
     for path, named in paths:  # the cheap mistakes first, before a model is loaded
         if named and not path.exists():
             raise FileNotFoundError(f"{path}: no such file")
-    model = AlignModel.from_pretrained(args.model).to(args.device)
+    model = AlignModel.from_pretrained(args.model).to(check_device(args.device, parser))
     classifier = ZeroShotClassifier(model, AlignProcessor.from_pretrained(args.model), args.labels, templates)
     results = []
     for batch in batches(read_images(paths), BATCH_SIZE):

@@ -5,6 +5,9 @@ from .config import PRESETS, AlignConfig, AlignTextConfig, AlignVisionConfig
 from .contrastive import contrastive_loss
 from .efficientnet import AlignVisionModel
 from .model import AlignModel
+from .tokenizer import BertTokenizer
+
+AutoTokenizer = BertTokenizer  # the names in the documentation's programs
 
 __all__ = [
     "PRESETS",
@@ -14,5 +17,7 @@ __all__ = [
     "AlignTextModel",
     "AlignVisionConfig",
     "AlignVisionModel",
+    "AutoTokenizer",
+    "BertTokenizer",
     "contrastive_loss",
 ]

@@ -46,27 +46,24 @@ def find_file(name: str | Path, *filenames: str) -> Path:
 
 def _fetch(name: str, filenames: tuple[str, ...]) -> Path:
     """A file from the hub's cache or, with a progress bar, from the hub."""
-    from huggingface_hub import hf_hub_download, try_to_load_from_cache
-    from huggingface_hub.utils import EntryNotFoundError, HfHubHTTPError
+    from huggingface_hub import HfApi, hf_hub_download, try_to_load_from_cache
 
     for filename in filenames:
         cached = try_to_load_from_cache(name, filename)
         if isinstance(cached, str):
             return Path(cached)
-    for filename in filenames:
-        try:
-            return Path(hf_hub_download(name, filename))
-        except EntryNotFoundError as error:
-            if isinstance(error, FileNotFoundError):  # LocalEntryNotFoundError: no way to ask the hub
-                break
-        except (HfHubHTTPError, OSError, ValueError):
-            break
-    else:
-        raise FileNotFoundError(f"{name}: the hub's repository has no {' or '.join(filenames)}")
-    raise FileNotFoundError(
-        f"{name}: no such folder, and not to be had from the hub; download {CHECKPOINT_FILES} from "
-        f"huggingface.co/{name} and put them into {weights_folder() / name}"
-    )
+    try:
+        # Ask once what there is: with no network this fails at once, where a download retries for 23 s.
+        there = [file.rfilename for file in HfApi().model_info(name, timeout=10).siblings]
+        for filename in filenames:
+            if filename in there:
+                return Path(hf_hub_download(name, filename))
+    except Exception as error:  # the hub's, the HTTP client's and the disk's errors share no other base
+        raise FileNotFoundError(
+            f"{name}: no such folder, and not to be had from the hub ({type(error).__name__}); download "
+            f"{CHECKPOINT_FILES} from huggingface.co/{name} and put them into {weights_folder() / name}"
+        ) from None
+    raise FileNotFoundError(f"{name}: the hub's repository has no {' or '.join(filenames)}")
 
 
 def read_json(path: Path) -> dict:

@@ -146,7 +146,7 @@ def learn_pieces(word_counts: Mapping[str, int], number: int, min_frequency: int
     Pairs that occur fewer than `min_frequency` times are left alone.
 
     >>> learn_pieces({"hug": 10, "pug": 5, "pun": 12, "bun": 4, "hugs": 5}, 3)
-    ['##gs', 'hu', 'hug']
+    ['##gs', 'pu', 'hu']
     """
     words = sorted(word_counts, key=lambda word: (-word_counts[word], word))
     names: list[str] = []  # of each piece
@@ -176,7 +176,9 @@ def learn_pieces(word_counts: Mapping[str, int], number: int, min_frequency: int
                 pairs.append(pair)
                 where.append(set())
                 if k == len(left):
-                    left, right, together = (np.concatenate([x, np.zeros_like(x)]) for x in (left, right, together))
+                    left, right, together = (
+                        np.concatenate([x, np.zeros_like(x)]) for x in (left, right, together)
+                    )
                 left[k], right[k] = pair
             together[k] += times
             where[k].add(w)
@@ -261,11 +263,15 @@ class BertTokenizer:
         self.clean_up_tokenization_spaces = clean_up_tokenization_spaces
         self.unk_token, self.sep_token, self.pad_token = unk_token, sep_token, pad_token
         self.cls_token, self.mask_token = cls_token, mask_token
-        self.all_special_tokens = list(dict.fromkeys([unk_token, sep_token, pad_token, cls_token, mask_token]))
+        self.all_special_tokens = list(
+            dict.fromkeys([unk_token, sep_token, pad_token, cls_token, mask_token])
+        )
         for role in ROLES:
             token = getattr(self, f"{role}_token")
             if token not in self.vocab:
-                raise ValueError(f"{source}: no {token} among its {len(tokens)} tokens (needed as {role}_token)")
+                raise ValueError(
+                    f"{source}: no {token} among its {len(tokens)} tokens (needed as {role}_token)"
+                )
             setattr(self, f"{role}_token_id", self.vocab[token])
         self.all_special_ids = [self.vocab[token] for token in self.all_special_tokens]
         longest_first = sorted(self.all_special_tokens, key=len, reverse=True)
@@ -349,7 +355,9 @@ class BertTokenizer:
         rows = []
         for first, second in pairs:
             if truncation:
-                first, second = self._truncate(first, second, truncation, max_length, 2 + (second is not None))
+                first, second = self._truncate(
+                    first, second, truncation, max_length, 2 + (second is not None)
+                )
             rows.append(self._row(first, second, add_special_tokens))
         batch = {name: [row[name] for row in rows] for name in rows[0]}
         if return_token_type_ids is False:
@@ -366,7 +374,9 @@ class BertTokenizer:
 
     def _examples(self, text, text_pair, split: bool):
         """(whether it is a batch, [(ids, ids of the second text or None), …])"""
-        batched = isinstance(text, (list, tuple)) and (not split or not text or isinstance(text[0], (list, tuple)))
+        batched = isinstance(text, (list, tuple)) and (
+            not split or not text or isinstance(text[0], (list, tuple))
+        )
         if not batched:
             text, text_pair = [text], None if text_pair is None else [text_pair]
         if len(text) == 0:
@@ -396,7 +406,9 @@ class BertTokenizer:
             if self.model_max_length < NO_LIMIT:
                 max_length = self.model_max_length
             else:
-                warnings.warn("neither max_length nor model_max_length is set: no padding or truncation", stacklevel=3)
+                warnings.warn(
+                    "neither max_length nor model_max_length is set: no padding or truncation", stacklevel=3
+                )
                 padding, truncation = None if padding == "max_length" else padding, None
         return padding, truncation, max_length
 
@@ -412,7 +424,9 @@ class BertTokenizer:
         else:
             level = min(abs(a - b), excess)
             rest = excess - level
-            from_a, from_b = (level + rest // 2, rest - rest // 2) if a > b else (rest // 2, level + rest - rest // 2)
+            from_a, from_b = (
+                (level + rest // 2, rest - rest // 2) if a > b else (rest // 2, level + rest - rest // 2)
+            )
         return first[: a - from_a], second if second is None else second[: b - from_b]
 
     def _row(self, first: list[int], second: list[int] | None, special: bool) -> dict[str, list[int]]:
@@ -446,7 +460,12 @@ class BertTokenizer:
             target = max(map(len, rows)) if padding == "longest" else max_length
             if pad_to_multiple_of:
                 target = -(-target // pad_to_multiple_of) * pad_to_multiple_of
-            fill = {"input_ids": self.pad_token_id, "special_tokens_mask": 1, "token_type_ids": 0, "attention_mask": 0}
+            fill = {
+                "input_ids": self.pad_token_id,
+                "special_tokens_mask": 1,
+                "token_type_ids": 0,
+                "attention_mask": 0,
+            }
             for name in batch.keys() & fill.keys():
                 batch[name] = [row + [fill[name]] * (target - len(row)) for row in batch[name]]
         return _to_tensors(Batch(**batch), return_tensors)
@@ -476,7 +495,11 @@ class BertTokenizer:
         """The text of some ids."""
         tokens = self.convert_ids_to_tokens(token_ids, skip_special_tokens)
         text = " ".join([tokens] if isinstance(tokens, str) else tokens).replace(" ##", "").strip()
-        tidy = self.clean_up_tokenization_spaces if clean_up_tokenization_spaces is None else clean_up_tokenization_spaces  # noqa: E501
+        tidy = (
+            self.clean_up_tokenization_spaces
+            if clean_up_tokenization_spaces is None
+            else clean_up_tokenization_spaces
+        )  # noqa: E501
         if tidy:
             for mark in (" .", " ?", " !", " ,", " ' ", " n't", " 'm", " 's", " 've", " 're"):
                 text = text.replace(mark, mark.strip())
@@ -507,7 +530,9 @@ class BertTokenizer:
         """Write vocab.txt, tokenizer_config.json and special_tokens_map.json."""
         text = "".join(token + "\n" for token in self.vocab)
         folder = Path(folder)
-        hub.write_atomically(folder / "vocab.txt", lambda file: file.write_text(text, encoding="utf-8", newline="\n"))
+        hub.write_atomically(
+            folder / "vocab.txt", lambda file: file.write_text(text, encoding="utf-8", newline="\n")
+        )
         config = {key: getattr(self, key) for key in self._OPTIONS}
         hub.write_json(folder / "tokenizer_config.json", {**config, "tokenizer_class": "BertTokenizer"})
         special = {f"{role}_token": getattr(self, f"{role}_token") for role in ROLES}
@@ -515,7 +540,12 @@ class BertTokenizer:
 
     @classmethod
     def train(
-        cls, texts: Iterable[str], vocab_size: int, min_frequency: int = 2, limit_alphabet: int = 1000, **options
+        cls,
+        texts: Iterable[str],
+        vocab_size: int,
+        min_frequency: int = 2,
+        limit_alphabet: int = 1000,
+        **options,
     ) -> BertTokenizer:
         """A tokenizer with a vocabulary of at most `vocab_size` tokens, learnt from `texts`.
 
@@ -535,7 +565,9 @@ class BertTokenizer:
         inside = ["##" + letter for letter in alphabet if len(tokenizer.words("a" + letter)) == 1]
         tokens = [*tokenizer.vocab, *alphabet, *inside]
         if len(tokens) > vocab_size:
-            raise ValueError(f"vocab_size={vocab_size}: too small for the {len(tokens)} special tokens and letters")
+            raise ValueError(
+                f"vocab_size={vocab_size}: too small for the {len(tokens)} special tokens and letters"
+            )
         kept = {word: times for word, times in counts.items() if set(word) <= set(alphabet)}
         return cls(tokens + learn_pieces(kept, vocab_size - len(tokens), min_frequency), **options)
 
@@ -560,4 +592,6 @@ def _to_tensors(batch: Batch, kind: str | None) -> Batch:
         return batch
     if len({len(row) for row in batch["input_ids"]}) > 1:
         raise ValueError("the texts have different lengths in tokens: use padding=True for tensors")
-    return Batch(**{k: torch.tensor(v) if kind == "pt" else np.array(v, dtype=np.int64) for k, v in batch.items()})
+    return Batch(
+        **{k: torch.tensor(v) if kind == "pt" else np.array(v, dtype=np.int64) for k, v in batch.items()}
+    )

@@ -1,52 +1,41 @@
-"""Text to ids: BERT's tokenizer, and the training of its vocabulary (paper 4.1, Setup: 100k wordpieces).
+"""WordPiece: text → pieces → ids, and back (BERT's tokenizer; vocabulary trained as in ALIGN, 4.1).
 
-A text passes through four small functions, in this order:
+    clean → lower-case → split at spaces and punctuation → greedy longest match in the vocabulary
 
-    lower        character by character, where do_lower_case is set; special tokens such as [SEP] stay as they are
-    clean        drop control characters, make every white space a space, set Chinese characters apart
-    split_words  split on white space, strip accents, make each punctuation mark a word of its own
-    wordpiece    cut a word into the longest pieces that the vocabulary has
-
-The ids are those of Hugging Face's slow `BertTokenizer` 4.37.2 on any Unicode text. Which characters are letters,
-marks or punctuation is taken from `unicodedata`, so from the Unicode version of the running Python, as there.
-
-But: no tokens beyond the vocabulary and the five special ones, padding and truncation on the right side only,
-no strides, overflowing tokens or character offsets. A word is looked up once and remembered.
+Follows the slow BertTokenizer of transformers 4.37.2, id for id, on any Unicode text.
+But: no offsets, no overflowing windows, no left padding.
 """
 
 from __future__ import annotations
 
 import re
-import string
 import unicodedata
-import warnings
-from collections import Counter
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections import Counter, defaultdict
+from collections.abc import Iterable, Sequence
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
 import torch
 
-from . import hub
+from .hub import find_file, read_json, write_atomically, write_json
 from .outputs import Batch
 
-MAX_WORD = 100  # characters; a longer word is [UNK]
-MAX_CACHE = 2**16  # words remembered
-NO_LIMIT = int(1e30)  # Hugging Face's model_max_length where there is none
-CHINESE = "\u4e00\u9fff \u3400\u4dbf \U00020000\U0002a6df \U0002a700\U0002b73f \U0002b740\U0002b81f \U0002b820\U0002ceaf \uf900\ufaff \U0002f800\U0002fa1f"  # fmt: skip # noqa: E501
-PADDING = {False: None, "do_not_pad": None, True: "longest", "longest": "longest", "max_length": "max_length"}
-TRUNCATION = {None: None, False: None, "do_not_truncate": None, True: "longest_first"}
-TRUNCATION |= {name: name for name in ("longest_first", "only_first", "only_second")}
-ROLES = ("unk", "sep", "pad", "cls", "mask")
+UNLIMITED = int(1e30)  # what the reference writes for "no model_max_length"
+MAX_WORD = 100  # a longer word is [UNK]
+CJK = (  # ideographs are words of their own
+    *((0x4E00, 0x9FFF), (0x3400, 0x4DBF), (0x20000, 0x2A6DF), (0x2A700, 0x2B73F)),
+    *((0x2B740, 0x2B81F), (0x2B820, 0x2CEAF), (0xF900, 0xFAFF), (0x2F800, 0x2FA1F)),
+)
+PUNCTUATION = set("!\"#$%&'()*+,-./:;<=>?@[\\]^_`{|}~")  # ASCII, symbols included
+CLEAN_UP = ((" .", "."), (" ?", "?"), (" !", "!"), (" ,", ","), (" ' ", "'"))
+CLEAN_UP += ((" n't", "n't"), (" 'm", "'m"), (" 's", "'s"), (" 've", "'ve"), (" 're", "'re"))
 
 
-# ---- characters ----------------------------------------------------------------------------------------------
+class CharacterMap(dict):
+    """A table for str.translate that asks `rule(character)` once for each character it meets."""
 
-
-class CharacterTable(dict):
-    """For `str.translate`: asks `rule` what becomes of a character when it is first met, and remembers."""
-
-    def __init__(self, rule: Callable[[str], str]):
+    def __init__(self, rule):
         super().__init__()
         self.rule = rule
 
@@ -55,543 +44,406 @@ class CharacterTable(dict):
         return self[code]
 
 
-def _cleaned(char: str) -> str:
-    if char in "\t\n\r" or unicodedata.category(char) == "Zs":
+def clean_character(c: str) -> str:
+    """Space for white space; nothing for control, private, unassigned and broken characters; else `c`."""
+    category = unicodedata.category(c)
+    if c in "\t\n\r" or category == "Zs":
         return " "
-    return "" if char == "\ufffd" or unicodedata.category(char)[0] == "C" else char
+    return "" if category[0] == "C" or c == "\ufffd" else c
 
 
-def _cleaned_chinese(char: str) -> str:
-    return f" {char} " if any(first <= char <= last for first, last in CHINESE.split()) else _cleaned(char)
+def space_ideograph(c: str) -> str:
+    """clean_character, and spaces around what is left of a CJK ideograph."""
+    kept = clean_character(c)  # an unassigned code point inside the ranges is dropped
+    return f" {kept} " if kept and any(low <= ord(c) <= high for low, high in CJK) else kept
 
 
-def _isolated(char: str) -> str:
-    return f" {char} " if char in string.punctuation or unicodedata.category(char)[0] == "P" else char
+def space_punctuation(c: str) -> str:
+    """`c`, between spaces if it is punctuation: ASCII's symbols, and Unicode's categories P*."""
+    return f" {c} " if c in PUNCTUATION or unicodedata.category(c)[0] == "P" else c
 
 
-CLEAN = CharacterTable(_cleaned)
-CLEAN_CHINESE = CharacterTable(_cleaned_chinese)
-STRIP_ACCENTS = CharacterTable(lambda char: "" if unicodedata.category(char) == "Mn" else char)
-ISOLATE_PUNCTUATION = CharacterTable(_isolated)
+CLEAN, CLEAN_CJK = CharacterMap(clean_character), CharacterMap(space_ideograph)
+SPLIT = CharacterMap(space_punctuation)
+DROP_MARKS = CharacterMap(lambda c: "" if unicodedata.category(c) == "Mn" else c)
 
 
-# ---- the four steps ------------------------------------------------------------------------------------------
+def wordpiece(word: str, vocab: dict[str, int], unk_token: str = "[UNK]") -> list[str]:
+    """The longest piece that starts the word, then the longest "##" piece that starts the rest, and so on.
 
+    One [UNK] if any rest has no piece, or the word is longer than MAX_WORD characters.
 
-def lower(text: str) -> str:
-    """Lower-case each character by itself: only capital sigma depends on its neighbours in Python's `lower`.
-
-    >>> lower("ΟΔΟΣ"), "ΟΔΟΣ".lower()
-    ('οδοσ', 'οδος')
-    """
-    return text.replace("Σ", "σ").lower()
-
-
-def clean(text: str, tokenize_chinese_chars: bool = True) -> str:
-    """Drop control characters, make white space a space, surround Chinese characters by spaces; then NFC.
-
-    >>> clean("a\\x00b\\tc中d")
-    'ab c 中 d'
-    """
-    return unicodedata.normalize("NFC", text.translate(CLEAN_CHINESE if tokenize_chinese_chars else CLEAN))
-
-
-def split_words(text: str, strip_accents: bool, special: Iterable[str] = ()) -> list[str]:
-    """Split clean text into words and punctuation marks; a word in `special` stays whole.
-
-    >>> split_words("un café, [SEP]", strip_accents=True, special=["[SEP]"])
-    ['un', 'cafe', ',', '[SEP]']
-    """
-    words = []
-    for word in text.split():
-        if word in special:
-            words.append(word)
-            continue
-        if strip_accents:
-            word = unicodedata.normalize("NFD", word).translate(STRIP_ACCENTS)
-        words += word.translate(ISOLATE_PUNCTUATION).split()
-    return words
-
-
-def wordpiece(word: str, vocab: Mapping[str, int], unk_token: str = "[UNK]") -> list[str]:
-    """Cut `word` greedily into the longest pieces in `vocab`; a piece inside a word is written with ##.
-
-    A word with a rest that no piece matches, or over 100 characters long, is one `unk_token`.
-
-    >>> wordpiece("abcdefz", {"a": 0, "ab": 1, "##cd": 2, "##efz": 3, "abcdefg": 4})
-    ['ab', '##cd', '##efz']
+    >>> wordpiece("unhappily", {"un": 0, "##happi": 1, "##ly": 2, "##h": 3})
+    ['un', '##happi', '##ly']
     """
     if len(word) > MAX_WORD:
         return [unk_token]
     pieces, start = [], 0
     while start < len(word):
+        mark = "##" if start else ""
         for end in range(len(word), start, -1):
-            piece = word[start:end] if start == 0 else "##" + word[start:end]
-            if piece in vocab:
+            if mark + word[start:end] in vocab:
                 break
         else:
             return [unk_token]
-        pieces.append(piece)
+        pieces.append(mark + word[start:end])
         start = end
     return pieces
 
 
-# ---- training ------------------------------------------------------------------------------------------------
+def train_wordpieces(words: Counter, size: int, min_frequency: int = 2) -> list[str]:
+    """At most `size` pieces: every character seen, then merged pairs, best first.
 
+    The best pair ab has the highest freq(ab) / (freq(a) · freq(b)): the two that are seen together most for
+    how often they are seen at all (Schuster & Nakajima 2012). Pairs rarer than `min_frequency` are left
+    alone, or the score would begin with misspellings. Ties go to the pair first in the alphabet.
 
-def learn_pieces(word_counts: Mapping[str, int], number: int, min_frequency: int = 2) -> list[str]:
-    """At most `number` pieces, merged from the letters of the words in the order of their usefulness.
-
-    The pair of neighbouring pieces with the highest freq(ab) / (freq(a)·freq(b)) is merged, again and again.
-    Pairs that occur fewer than `min_frequency` times are left alone.
-
-    >>> learn_pieces({"hug": 10, "pug": 5, "pun": 12, "bun": 4, "hugs": 5}, 3)
-    ['##gs', 'pu', 'hu']
+    >>> train_wordpieces(Counter({"hug": 10, "pug": 5, "hugs": 5}), 7)
+    ['##g', '##s', '##u', 'h', 'p', '##gs', '##ug']
     """
-    words = sorted(word_counts, key=lambda word: (-word_counts[word], word))
-    names: list[str] = []  # of each piece
-    index: dict = {}  # name of a piece, or pair of pieces → its number
-    splits = []
+    spelled = {word: [word[0], *("##" + c for c in word[1:])] for word in words}
+    pieces: Counter = Counter()
+    pairs: Counter = Counter()
+    where: dict[tuple[str, str], set[str]] = defaultdict(set)
+
+    def count(word: str, sign: int) -> None:
+        parts = spelled[word]
+        for a in parts:
+            pieces[a] += sign * words[word]
+        for pair in pairwise(parts):
+            pairs[pair] += sign * words[word]
+            where[pair].add(word)
+
     for word in words:
-        splits.append([])
-        for position, letter in enumerate(word):
-            name = letter if position == 0 else "##" + letter
-            if name not in index:
-                index[name] = len(names)
-                names.append(name)
-            splits[-1].append(index[name])
-    frequency = np.zeros(len(names) + number)  # of each piece
-    pairs: list[tuple[int, int]] = []
-    where: list[set[int]] = []  # the words that hold a pair
-    left, right, together = np.zeros((3, 1024), dtype=np.int64)
-
-    def count(w: int, sign: int):
-        nonlocal left, right, together
-        times = sign * word_counts[words[w]]
-        for piece in splits[w]:
-            frequency[piece] += times
-        for pair in zip(splits[w], splits[w][1:]):
-            k = index.setdefault(pair, len(pairs))
-            if k == len(pairs):
-                pairs.append(pair)
-                where.append(set())
-                if k == len(left):
-                    left, right, together = (
-                        np.concatenate([x, np.zeros_like(x)]) for x in (left, right, together)
-                    )
-                left[k], right[k] = pair
-            together[k] += times
-            where[k].add(w)
-
-    for w in range(len(words)):
-        count(w, +1)
-    learnt = []
-    while len(learnt) < number:
-        n = len(pairs)
-        score = together[:n] / np.maximum(frequency[left[:n]] * frequency[right[:n]], 1)
-        score[together[:n] < min_frequency] = 0
-        best = int(score.argmax()) if n else 0
-        if n == 0 or score[best] == 0:
+        count(word, +1)
+    alphabet = sorted(pieces, key=lambda p: (-pieces[p], p))[:size]
+    vocabulary = dict.fromkeys(sorted(alphabet))
+    while len(vocabulary) < size:
+        candidates = [
+            (n / (pieces[a] * pieces[b]), a, b) for (a, b), n in pairs.items() if n >= min_frequency
+        ]
+        if not candidates:
             break
-        pair = pairs[best]
-        name = names[pair[0]] + names[pair[1]].removeprefix("##")
-        if name not in index:
-            index[name] = len(names)
-            names.append(name)
-            learnt.append(name)
-        for w in sorted(where[best]):
-            count(w, -1)
-            splits[w] = _merge(splits[w], pair, index[name])
-            count(w, +1)
-        where[best].clear()
-    return learnt
+        _, a, b = min(candidates, key=lambda c: (-c[0], c[1], c[2]))
+        merged = a + b[2:]
+        for word in where.pop((a, b)):
+            count(word, -1)
+            spelled[word] = merge_pair(spelled[word], a, b, merged)
+            count(word, +1)
+        vocabulary[merged] = None
+    return list(vocabulary)
 
 
-def _merge(split: list[int], pair: tuple[int, int], merged: int) -> list[int]:
-    result: list[int] = []
-    for piece in split:
-        if result and (result[-1], piece) == pair:
-            result[-1] = merged
-        else:
-            result.append(piece)
+def merge_pair(parts: list[str], a: str, b: str, merged: str) -> list[str]:
+    """`parts` with each a b replaced by `merged`, left to right."""
+    result, i = [], 0
+    while i < len(parts):
+        pair = parts[i : i + 2] == [a, b]
+        result.append(merged if pair else parts[i])
+        i += 2 if pair else 1
     return result
 
 
-# ---- the tokenizer -------------------------------------------------------------------------------------------
+def read_vocab(path: Path) -> dict[str, int]:
+    """vocab.txt: one piece a line, the line number its id. ValueError naming file and line."""
+    try:
+        lines = Path(path).read_text(encoding="utf-8").split("\n")
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{path}: not UTF-8 (byte {error.start})") from None
+    vocab: dict[str, int] = {}
+    for number, line in enumerate(lines[: -1 if lines[-1] == "" else None]):
+        piece = line.rstrip("\r")
+        if piece in vocab:
+            raise ValueError(f"{path}: line {number + 1} repeats {piece!r} of line {vocab[piece] + 1}")
+        vocab[piece] = number
+    if not vocab:
+        raise ValueError(f"{path}: an empty vocabulary")
+    return vocab
 
 
 class BertTokenizer:
-    """Texts to ids and back.
+    """Texts → ids, token types and masks; ids → text.
 
-    `vocab_file` is a path (UTF-8, one token a line, the id is the line number from 0) or the tokens themselves.
+    `vocab_file` holds a piece a line. strip_accents=None strips them where do_lower_case does.
 
-    >>> tokenizer = BertTokenizer(["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "a", "cat", "##s"])
-    >>> tokenizer.tokenize("A cats!")
-    ['a', 'cat', '##s', '[UNK]']
-    >>> tokenizer(["a cat", "cats"], padding=True).input_ids
-    [[2, 5, 6, 3], [2, 6, 7, 3]]
-    >>> tokenizer.decode([2, 6, 7, 3], skip_special_tokens=True)
-    'cats'
+    >>> tokenizer = BertTokenizer.train(["a red apple", "a red bus"] * 2, vocab_size=40)
+    >>> tokenizer.tokenize("A red bus!")
+    ['a', 'red', 'bus', '[UNK]']
+    >>> tokenizer.decode(tokenizer("a red apple").input_ids)
+    '[CLS] a red apple [SEP]'
     """
 
     model_input_names = ("input_ids", "token_type_ids", "attention_mask")
 
     def __init__(
         self,
-        vocab_file: str | Path | Sequence[str],
+        vocab_file: str | Path,
         do_lower_case: bool = True,
         strip_accents: bool | None = None,
         tokenize_chinese_chars: bool = True,
-        model_max_length: int | None = None,
+        model_max_length: int = UNLIMITED,
         unk_token: str = "[UNK]",
         sep_token: str = "[SEP]",
         pad_token: str = "[PAD]",
         cls_token: str = "[CLS]",
         mask_token: str = "[MASK]",
-        clean_up_tokenization_spaces: bool = True,
     ):
-        tokens = read_vocabulary(vocab_file) if isinstance(vocab_file, (str, Path)) else list(vocab_file)
-        source = vocab_file if isinstance(vocab_file, (str, Path)) else "vocabulary"
-        self.vocab = {token: index for index, token in enumerate(tokens)}
-        if len(self.vocab) < len(tokens):
-            twice = next(token for token, times in Counter(tokens).items() if times > 1)
-            raise ValueError(f"{source}: the token {twice!r} stands there more than once")
-        self.ids_to_tokens = dict(enumerate(tokens))
-        self.do_lower_case, self.strip_accents = do_lower_case, strip_accents
-        self.tokenize_chinese_chars = tokenize_chinese_chars
-        self.model_max_length = NO_LIMIT if model_max_length is None else int(model_max_length)
-        self.clean_up_tokenization_spaces = clean_up_tokenization_spaces
-        self.unk_token, self.sep_token, self.pad_token = unk_token, sep_token, pad_token
-        self.cls_token, self.mask_token = cls_token, mask_token
-        self.all_special_tokens = list(
-            dict.fromkeys([unk_token, sep_token, pad_token, cls_token, mask_token])
+        if not Path(vocab_file).is_file():
+            raise FileNotFoundError(f"{vocab_file}: no such vocabulary file")
+        self._set_up(
+            read_vocab(Path(vocab_file)),
+            str(vocab_file),
+            do_lower_case=do_lower_case,
+            strip_accents=strip_accents,
+            tokenize_chinese_chars=tokenize_chinese_chars,
+            model_max_length=model_max_length,
+            unk_token=unk_token,
+            sep_token=sep_token,
+            pad_token=pad_token,
+            cls_token=cls_token,
+            mask_token=mask_token,
         )
-        for role in ROLES:
-            token = getattr(self, f"{role}_token")
-            if token not in self.vocab:
-                raise ValueError(
-                    f"{source}: no {token} among its {len(tokens)} tokens (needed as {role}_token)"
-                )
-            setattr(self, f"{role}_token_id", self.vocab[token])
-        self.all_special_ids = [self.vocab[token] for token in self.all_special_tokens]
-        longest_first = sorted(self.all_special_tokens, key=len, reverse=True)
-        self._special = re.compile("(" + "|".join(map(re.escape, longest_first)) + ")")
-        self._pieces_of: dict[str, list[str]] = {}
 
-    @property
-    def vocab_size(self) -> int:
-        return len(self.vocab)
+    def _set_up(self, vocab: dict[str, int], source: str, **options) -> None:
+        self.vocab, self.options = vocab, options
+        self.do_lower_case = options["do_lower_case"]
+        self.model_max_length = options["model_max_length"]
+        for name in ("unk", "sep", "pad", "cls", "mask"):
+            token = options[f"{name}_token"]
+            if token not in vocab:
+                raise ValueError(f"{source}: no {token} in this vocabulary")
+            setattr(self, f"{name}_token", token)
+            setattr(self, f"{name}_token_id", vocab[token])
+        self.all_special_tokens = [options[f"{n}_token"] for n in ("unk", "sep", "pad", "cls", "mask")]
+        self.all_special_ids = [vocab[t] for t in self.all_special_tokens]
+        self.pieces = {i: piece for piece, i in vocab.items()}
+        self._special = re.compile("(" + "|".join(map(re.escape, self.all_special_tokens)) + ")")
+        self._known: dict[str, list[str]] = {}  # word → pieces: natural text repeats its words
 
-    def __len__(self) -> int:
-        return len(self.vocab)
+    # ---- text → pieces
 
-    def get_vocab(self) -> dict[str, int]:
-        return dict(self.vocab)
-
-    # ---- text to ids -----------------------------------------------------------------------------------------
-
-    def words(self, text: str) -> list[str]:
-        """The words of `text` before they are cut into pieces: lowered, cleaned, split."""
-        words = []
-        for part in self._parts(text):
-            strip = self.do_lower_case if self.strip_accents is None else self.strip_accents
-            words += (
-                [part]
-                if part in self.all_special_tokens
-                else split_words(clean(part, self.tokenize_chinese_chars), strip, self.all_special_tokens)
-            )
+    def split_words(self, text: str) -> list[str]:
+        """Clean, normalize and split a text that holds no special token into words and punctuation."""
+        text = text.translate(CLEAN_CJK if self.options["tokenize_chinese_chars"] else CLEAN)
+        strip = self.options["strip_accents"]
+        words: list[str] = []
+        for word in unicodedata.normalize("NFC", text).split():
+            if word in self.all_special_tokens:
+                words.append(word)  # as in the reference: cleaning may have uncovered one
+                continue
+            if self.do_lower_case:
+                word = word.lower()
+            if strip or (strip is None and self.do_lower_case):
+                word = unicodedata.normalize("NFD", word).translate(DROP_MARKS)
+            words += word.translate(SPLIT).split()
         return words
 
-    def _parts(self, text: str) -> list[str]:
-        """`text` lowered and cut around the special tokens in it: the odd entries are special tokens."""
-        if not isinstance(text, str):
-            raise TypeError(f"a text must be a str, not {type(text).__name__}: {text!r:.60}")
-        if self.do_lower_case:
-            parts = self._special.split(text)
-            parts[::2] = map(lower, parts[::2])
-            text = "".join(parts)
-        return self._special.split(text)
-
     def tokenize(self, text: str) -> list[str]:
-        """The pieces of `text`, without [CLS] and [SEP] around them."""
-        pieces: list[str] = []
-        for position, part in enumerate(self._parts(text)):
-            if position % 2:
-                pieces.append(part)
+        """The pieces of a text; special tokens written in it stand for themselves."""
+        if not isinstance(text, str):
+            raise TypeError(f"a text must be a string, not {type(text).__name__}")
+        tokens: list[str] = []
+        for part in self._special.split(text):
+            if part in self.all_special_tokens:
+                tokens.append(part)
                 continue
-            for word in clean(part, self.tokenize_chinese_chars).split():
-                pieces += self._pieces_of.get(word) or self._cut(word)
-        return pieces
+            if self.do_lower_case:  # character by character: a final Σ becomes σ, not ς
+                part = "".join(map(str.lower, part))
+            for word in self.split_words(part):
+                tokens += self._pieces(word)
+        return tokens
 
-    def _cut(self, word: str) -> list[str]:
-        """The pieces of a word that has not been met lately."""
-        strip = self.do_lower_case if self.strip_accents is None else self.strip_accents
-        pieces: list[str] = []
-        for part in split_words(word, strip, self.all_special_tokens):
-            pieces += wordpiece(part, self.vocab, self.unk_token)
-        if len(self._pieces_of) >= MAX_CACHE:
-            self._pieces_of.clear()
-        self._pieces_of[word] = pieces
-        return pieces
+    def _pieces(self, word: str) -> list[str]:
+        if word not in self._known:
+            if len(self._known) > 100_000:
+                self._known.clear()
+            self._known[word] = wordpiece(word, self.vocab, self.unk_token)
+        return self._known[word]
+
+    def convert_tokens_to_ids(self, tokens: str | Sequence[str]) -> int | list[int]:
+        """One id, or a list; a token outside the vocabulary has [UNK]'s."""
+        if isinstance(tokens, str):
+            return self.vocab.get(tokens, self.unk_token_id)
+        return [self.vocab.get(token, self.unk_token_id) for token in tokens]
+
+    def convert_ids_to_tokens(self, ids: int | Iterable[int], skip_special_tokens: bool = False):
+        """One token, or a list; an id outside the vocabulary is [UNK]."""
+        if isinstance(ids, int):
+            return self.pieces.get(ids, self.unk_token)
+        skipped = self.all_special_ids if skip_special_tokens else ()
+        return [self.pieces.get(int(i), self.unk_token) for i in ids if int(i) not in skipped]
+
+    # ---- texts → batch
 
     def __call__(
         self,
-        text,
-        text_pair=None,
+        text: str | Sequence[str],
+        text_pair: str | Sequence[str] | None = None,
         add_special_tokens: bool = True,
         padding: bool | str = False,
         truncation: bool | str | None = None,
         max_length: int | None = None,
         return_tensors: str | None = None,
-        is_split_into_words: bool = False,
-        return_token_type_ids: bool | None = None,
-        return_attention_mask: bool | None = None,
-        return_special_tokens_mask: bool = False,
-        return_length: bool = False,
-        pad_to_multiple_of: int | None = None,
     ) -> Batch:
-        batched, pairs = self._examples(text, text_pair, is_split_into_words)
-        padding, truncation, max_length = self._lengths(padding, truncation, max_length, pad_to_multiple_of)
-        rows = []
-        for first, second in pairs:
-            if truncation:
-                first, second = self._truncate(
-                    first, second, truncation, max_length, 2 + (second is not None)
-                )
-            rows.append(self._row(first, second, add_special_tokens))
-        batch = {name: [row[name] for row in rows] for name in rows[0]}
-        if return_token_type_ids is False:
-            del batch["token_type_ids"]
-        if not return_special_tokens_mask:
-            del batch["special_tokens_mask"]
-        lengths = [len(ids) for ids in batch["input_ids"]]
-        batch = self.pad(batch, padding or False, max_length, pad_to_multiple_of, return_attention_mask)
-        if return_length:
-            batch["length"] = lengths if batched else [len(batch["input_ids"][0])]
-        if return_tensors is None and not batched:
-            return Batch(**{name: column[0] for name, column in batch.items()})
-        return _to_tensors(batch, return_tensors)
+        """Encode a text, or a list of them: [CLS] text [SEP], and text_pair [SEP] after it.
 
-    def _examples(self, text, text_pair, split: bool):
-        """(whether it is a batch, [(ids, ids of the second text or None), …])"""
-        batched = isinstance(text, (list, tuple)) and (
-            not split or not text or isinstance(text[0], (list, tuple))
-        )
-        if not batched:
-            text, text_pair = [text], None if text_pair is None else [text_pair]
-        if len(text) == 0:
-            raise ValueError("text: an empty list, nothing to encode")
-        if text_pair is None:
-            pairs = [(t, None) if split or not isinstance(t, (list, tuple)) else tuple(t) for t in text]
-        elif isinstance(text_pair, str) or len(text_pair) != len(text):
-            raise ValueError(f"text_pair: must be a list of {len(text)} texts, as many as text has")
-        else:
-            pairs = list(zip(text, text_pair))
-        return batched, [(self._ids(a, split), None if b is None else self._ids(b, split)) for a, b in pairs]
+        padding: False; True or "longest" (to the longest here); "max_length".
+        truncation: True or "longest_first", "only_first", "only_second"; False; by default only where
+        max_length is given and padding is not. return_tensors: None (lists), "pt" or "np", (B, T).
+        → input_ids, token_type_ids (1 in the pair), attention_mask (0 on padding).
+        """
+        single = isinstance(text, str)
+        texts = [text] if single else list(text)
+        pairs = [None] * len(texts) if text_pair is None else [text_pair] if single else list(text_pair)
+        if len(pairs) != len(texts):
+            raise ValueError(f"text has {len(texts)} texts, text_pair {len(pairs)}")
+        padding, truncation, limit = self._strategies(padding, truncation, max_length)
+        rows = [
+            self._encode(a, b, add_special_tokens, truncation, limit)
+            for a, b in zip(texts, pairs, strict=True)
+        ]
+        if padding == "longest":
+            limit = max((len(ids) for ids, _ in rows), default=0)
+        batch = Batch(input_ids=[], token_type_ids=[], attention_mask=[])
+        for ids, types in rows:
+            missing = max(0, limit - len(ids)) if padding else 0
+            batch["input_ids"].append(ids + [self.pad_token_id] * missing)
+            batch["token_type_ids"].append(types + [0] * missing)
+            batch["attention_mask"].append([1] * len(ids) + [0] * missing)
+        if return_tensors is None:
+            return Batch(**{name: rows[0] for name, rows in batch.items()}) if single else batch
+        return self._as_tensors(batch, return_tensors)
 
-    def _ids(self, text, split: bool) -> list[int]:
-        if split:
-            return [i for word in text for i in self._ids(word, False)]
-        return [self.vocab[piece] for piece in self.tokenize(text)]
+    def _strategies(self, padding, truncation, max_length) -> tuple[str | None, str | None, int]:
+        names = {True: "longest", "longest": "longest", "max_length": "max_length"}
+        names |= {False: None, None: None, "do_not_pad": None}
+        if padding not in names:
+            raise ValueError(f"padding {padding!r} is not one of True, False, 'longest', 'max_length'")
+        padding = names[padding]
+        if truncation is None:
+            truncation = max_length is not None and padding is None
+        kinds = ("longest_first", "only_first", "only_second")
+        if truncation not in (True, False, "do_not_truncate", *kinds):
+            raise ValueError(f"truncation {truncation!r} is not one of True, False, {', '.join(kinds)}")
+        truncation = {True: "longest_first", False: None, "do_not_truncate": None}.get(truncation, truncation)
+        limit = self.model_max_length if max_length is None else max_length
+        if limit >= UNLIMITED // 10**10:  # no limit known: nothing to pad or cut to
+            padding = None if padding == "max_length" else padding
+            truncation = None
+        return padding, truncation, limit
 
-    def _lengths(self, padding, truncation, max_length, multiple):
-        if max_length is not None and padding is False and truncation is None:
-            truncation = True
-        if padding not in PADDING:
-            raise ValueError(f"padding={padding!r}: must be one of {list(PADDING)}")
-        if truncation not in TRUNCATION:
-            raise ValueError(f"truncation={truncation!r}: must be one of {list(TRUNCATION)}")
-        padding, truncation = PADDING[padding], TRUNCATION[truncation]
-        if max_length is None and (padding == "max_length" or truncation):
-            if self.model_max_length < NO_LIMIT:
-                max_length = self.model_max_length
-            else:
-                warnings.warn(
-                    "neither max_length nor model_max_length is set: no padding or truncation", stacklevel=3
-                )
-                padding, truncation = None if padding == "max_length" else padding, None
-        return padding, truncation, max_length
+    def _encode(self, text, pair, special: bool, truncation: str | None, limit: int):
+        a = self.convert_tokens_to_ids(self.tokenize(text))
+        b = None if pair is None else self.convert_tokens_to_ids(self.tokenize(pair))
+        added = (2 if b is None else 3) if special else 0
+        excess = len(a) + len(b or []) + added - limit
+        if truncation and excess > 0:
+            a, b = self._truncate(a, b, excess, truncation, limit)
+        if special:
+            a = [self.cls_token_id, *a, self.sep_token_id]
+            b = None if b is None else [*b, self.sep_token_id]
+        return a + (b or []), [0] * len(a) + [1] * len(b or [])
 
-    def _truncate(self, first, second, strategy, max_length, special):
-        excess = len(first) + len(second or []) + special - max_length
-        if excess <= 0:
-            return first, second
-        a, b = len(first), len(second or [])
-        if strategy == "only_first" or second is None:
-            from_a, from_b = excess, 0
-        elif strategy == "only_second":
-            from_a, from_b = 0, excess
-        else:
-            level = min(abs(a - b), excess)
-            rest = excess - level
-            from_a, from_b = (
-                (level + rest // 2, rest - rest // 2) if a > b else (rest // 2, level + rest - rest // 2)
-            )
-        return first[: a - from_a], second if second is None else second[: b - from_b]
+    def _truncate(self, a, b, excess: int, truncation: str, limit: int):
+        if truncation == "longest_first":
+            for _ in range(excess):
+                if b is None or len(a) > len(b):
+                    a = a[:-1]
+                else:
+                    b = b[:-1]
+            return a, b
+        cut = a if truncation == "only_first" else b
+        if cut is None or len(cut) < excess:
+            raise ValueError(f"truncation {truncation!r} cannot bring this text down to max_length {limit}")
+        cut = cut[: len(cut) - excess]
+        return (cut, b) if truncation == "only_first" else (a, cut)
 
-    def _row(self, first: list[int], second: list[int] | None, special: bool) -> dict[str, list[int]]:
-        if not special:
-            ids = first + (second or [])
-            return {"input_ids": ids, "token_type_ids": [0] * len(ids), "special_tokens_mask": [0] * len(ids)}
-        ids = [self.cls_token_id, *first, self.sep_token_id]
-        types, mask = [0] * len(ids), [1] + [0] * len(first) + [1]
-        if second is not None:
-            ids += [*second, self.sep_token_id]
-            types += [1] * (len(second) + 1)
-            mask += [0] * len(second) + [1]
-        return {"input_ids": ids, "token_type_ids": types, "special_tokens_mask": mask}
+    def _as_tensors(self, batch: Batch, kind: str) -> Batch:
+        if kind not in ("pt", "np"):
+            raise ValueError(f"return_tensors {kind!r} is not one of 'pt', 'np'")
+        if len({len(row) for row in batch["input_ids"]}) > 1:
+            raise ValueError("the texts differ in length, so they make no tensor: use padding=True")
+        make = torch.tensor if kind == "pt" else np.array
+        return Batch(**{name: make(rows) for name, rows in batch.items()})
 
-    def pad(
-        self,
-        encoded_inputs,
-        padding: bool | str = True,
-        max_length: int | None = None,
-        pad_to_multiple_of: int | None = None,
-        return_attention_mask: bool | None = None,
-        return_tensors: str | None = None,
-    ) -> Batch:
-        """Pad the rows of a batch to one length."""
-        padding = PADDING[padding]
-        batch = dict(encoded_inputs)
-        rows = batch["input_ids"]
-        if return_attention_mask is not False and "attention_mask" not in batch:
-            batch["attention_mask"] = [[1] * len(row) for row in rows]
-        if padding:
-            target = max(map(len, rows)) if padding == "longest" else max_length
-            if pad_to_multiple_of:
-                target = -(-target // pad_to_multiple_of) * pad_to_multiple_of
-            fill = {
-                "input_ids": self.pad_token_id,
-                "special_tokens_mask": 1,
-                "token_type_ids": 0,
-                "attention_mask": 0,
-            }
-            for name in batch.keys() & fill.keys():
-                batch[name] = [row + [fill[name]] * (target - len(row)) for row in batch[name]]
-        return _to_tensors(Batch(**batch), return_tensors)
+    def encode(self, text: str, text_pair: str | None = None, **kwargs) -> list[int]:
+        """The ids alone; arguments as in a call."""
+        return self(text, text_pair, **kwargs)["input_ids"]
 
-    def encode(self, text: str, text_pair: str | None = None, **options) -> list[int]:
-        """The ids alone; the options are those of a call."""
-        return self(text, text_pair, **options).input_ids
+    # ---- ids → text
 
-    # ---- ids to text -----------------------------------------------------------------------------------------
-
-    def convert_tokens_to_ids(self, tokens):
-        """The id of a token, or the ids of several; the id of [UNK] for a token that is not in the vocabulary."""
-        if tokens is None or isinstance(tokens, str):
-            return None if tokens is None else self.vocab.get(tokens, self.unk_token_id)
-        return [self.vocab.get(token, self.unk_token_id) for token in tokens]
-
-    def convert_ids_to_tokens(self, ids, skip_special_tokens: bool = False):
-        """The token of an id, or the tokens of several; [UNK] for an id outside the vocabulary."""
-        ids = ids.tolist() if hasattr(ids, "tolist") else ids
-        if isinstance(ids, int):
-            return self.ids_to_tokens.get(ids, self.unk_token)
-        ids = [int(i) for i in ids]
-        skip = self.all_special_ids if skip_special_tokens else ()
-        return [self.ids_to_tokens.get(i, self.unk_token) for i in ids if i not in skip]
-
-    def decode(self, token_ids, skip_special_tokens: bool = False, clean_up_tokenization_spaces=None) -> str:
-        """The text of some ids."""
-        tokens = self.convert_ids_to_tokens(token_ids, skip_special_tokens)
-        text = " ".join([tokens] if isinstance(tokens, str) else tokens).replace(" ##", "").strip()
-        tidy = (
-            self.clean_up_tokenization_spaces
-            if clean_up_tokenization_spaces is None
-            else clean_up_tokenization_spaces
-        )  # noqa: E501
-        if tidy:
-            for mark in (" .", " ?", " !", " ,", " ' ", " n't", " 'm", " 's", " 've", " 're"):
-                text = text.replace(mark, mark.strip())
+    def decode(
+        self, ids, skip_special_tokens: bool = False, clean_up_tokenization_spaces: bool = True
+    ) -> str:
+        """The text of a sequence of ids: pieces joined, and spaces before punctuation dropped."""
+        tokens = self.convert_ids_to_tokens(np.atleast_1d(np.asarray(ids)).tolist(), skip_special_tokens)
+        text = " ".join(tokens).replace(" ##", "").strip()
+        for found, better in CLEAN_UP if clean_up_tokenization_spaces else ():
+            text = text.replace(found, better)
         return text
 
-    def batch_decode(self, sequences, skip_special_tokens: bool = False, clean_up_tokenization_spaces=None):
-        """The texts of several rows of ids."""
-        return [self.decode(row, skip_special_tokens, clean_up_tokenization_spaces) for row in sequences]
+    def batch_decode(self, sequences, **kwargs) -> list[str]:
+        """`decode` for each row."""
+        return [self.decode(ids, **kwargs) for ids in sequences]
 
-    # ---- files and training ----------------------------------------------------------------------------------
+    # ---- files and training
+
+    def __len__(self) -> int:
+        return len(self.vocab)
+
+    @property
+    def vocab_size(self) -> int:
+        return len(self.vocab)
+
+    def get_vocab(self) -> dict[str, int]:
+        return dict(self.vocab)
 
     @classmethod
-    def from_pretrained(cls, name: str | Path, **overrides) -> BertTokenizer:
-        """The tokenizer in a folder, or of a hub name: vocab.txt, and tokenizer_config.json where there is one."""
-        vocab_file = hub.find_file(name, "vocab.txt")
+    def from_pretrained(cls, dir_or_name: str | Path, **kwargs) -> BertTokenizer:
+        """Read vocab.txt and, where there is one, tokenizer_config.json, of a folder or hub name."""
+        path = find_file(dir_or_name, "vocab.txt")
         try:
-            config = hub.read_json(hub.find_file(name, "tokenizer_config.json"))
+            content = read_json(find_file(dir_or_name, "tokenizer_config.json"))
         except FileNotFoundError:
-            config = {}
-        known = {key: config[key] for key in cls._OPTIONS if key in config}
-        known |= {k: v["content"] for k, v in known.items() if isinstance(v, dict)}
-        return cls(vocab_file, **{**known, **overrides})
+            content = {}
+        names = ("do_lower_case", "strip_accents", "tokenize_chinese_chars", "model_max_length")
+        names += ("unk_token", "sep_token", "pad_token", "cls_token", "mask_token")
+        options = {name: content[name] for name in names if content.get(name) is not None}
+        for name, value in options.items():
+            if isinstance(value, dict):  # how old files spell a special token
+                options[name] = value["content"]
+        return cls(path, **options | kwargs)
 
-    _OPTIONS = ("do_lower_case", "strip_accents", "tokenize_chinese_chars", "model_max_length",
-                "clean_up_tokenization_spaces", *(f"{role}_token" for role in ROLES))  # fmt: skip
-
-    def save_pretrained(self, folder: str | Path) -> None:
-        """Write vocab.txt, tokenizer_config.json and special_tokens_map.json."""
-        text = "".join(token + "\n" for token in self.vocab)
-        folder = Path(folder)
-        hub.write_atomically(
-            folder / "vocab.txt", lambda file: file.write_text(text, encoding="utf-8", newline="\n")
+    def save_pretrained(self, directory: str | Path) -> None:
+        """Write vocab.txt and tokenizer_config.json, each atomically."""
+        text = "".join(f"{piece}\n" for piece in self.vocab)
+        write_atomically(
+            Path(directory) / "vocab.txt", lambda f: f.write_text(text, encoding="utf-8", newline="\n")
         )
-        config = {key: getattr(self, key) for key in self._OPTIONS}
-        hub.write_json(folder / "tokenizer_config.json", {**config, "tokenizer_class": "BertTokenizer"})
-        special = {f"{role}_token": getattr(self, f"{role}_token") for role in ROLES}
-        hub.write_json(folder / "special_tokens_map.json", special)
+        config = self.options | {"tokenizer_class": "BertTokenizer"}
+        write_json(Path(directory) / "tokenizer_config.json", config)
 
     @classmethod
     def train(
-        cls,
-        texts: Iterable[str],
-        vocab_size: int,
-        min_frequency: int = 2,
-        limit_alphabet: int = 1000,
-        **options,
+        cls, texts: Iterable[str], vocab_size: int, do_lower_case: bool = True, **options
     ) -> BertTokenizer:
-        """A tokenizer with a vocabulary of at most `vocab_size` tokens, learnt from `texts`.
-
-        Its first five tokens are [PAD], [UNK], [CLS], [SEP], [MASK]; then come the letters of the texts (the
-        `limit_alphabet` most frequent), each as the start and the inside of a word, then pieces.
-        """
-        tokenizer = cls(["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"], **options)
-        counts: Counter[str] = Counter()
+        """A vocabulary of at most `vocab_size` pieces from the words of `texts` (see train_wordpieces)."""
+        tokenizer = cls.__new__(cls)
+        defaults = dict(strip_accents=None, tokenize_chinese_chars=True, model_max_length=UNLIMITED)
+        defaults |= {f"{n}_token": f"[{n.upper()}]" for n in ("pad", "unk", "cls", "sep", "mask")}
+        options = defaults | {"do_lower_case": do_lower_case} | options
+        special = [options[f"{n}_token"] for n in ("pad", "unk", "cls", "sep", "mask")]
+        if vocab_size <= len(special):
+            raise ValueError(f"vocab_size must be above {len(special)}, not {vocab_size}")
+        vocab = {token: i for i, token in enumerate(special)}
+        tokenizer._set_up(vocab, "train", **options)
+        words: Counter = Counter()
         for text in texts:
-            counts.update(tokenizer.words(text))
-        counts = Counter({w: n for w, n in counts.items() if w not in tokenizer.vocab and len(w) <= MAX_WORD})
-        letters: Counter[str] = Counter()
-        for word, times in counts.items():
-            for letter in word:
-                letters[letter] += times
-        alphabet = sorted(letters, key=lambda letter: (-letters[letter], letter))[:limit_alphabet]
-        inside = ["##" + letter for letter in alphabet if len(tokenizer.words("a" + letter)) == 1]
-        tokens = [*tokenizer.vocab, *alphabet, *inside]
-        if len(tokens) > vocab_size:
-            raise ValueError(
-                f"vocab_size={vocab_size}: too small for the {len(tokens)} special tokens and letters"
-            )
-        kept = {word: times for word, times in counts.items() if set(word) <= set(alphabet)}
-        return cls(tokens + learn_pieces(kept, vocab_size - len(tokens), min_frequency), **options)
-
-
-def read_vocabulary(path: str | Path) -> list[str]:
-    """The tokens in a vocabulary file, one a line."""
-    if not Path(path).is_file():
-        raise FileNotFoundError(f"{path}: no such vocabulary file")
-    try:
-        text = Path(path).read_text(encoding="utf-8")
-    except UnicodeDecodeError as error:
-        raise ValueError(f"{path}: not UTF-8 ({error})") from None
-    if not text.strip():
-        raise ValueError(f"{path}: an empty vocabulary file")
-    return text.removesuffix("\n").split("\n")
-
-
-def _to_tensors(batch: Batch, kind: str | None) -> Batch:
-    if kind not in (None, "pt", "np"):
-        raise ValueError(f"return_tensors={kind!r}: must be 'pt', 'np' or None")
-    if kind is None:
-        return batch
-    if len({len(row) for row in batch["input_ids"]}) > 1:
-        raise ValueError("the texts have different lengths in tokens: use padding=True for tensors")
-    return Batch(
-        **{k: torch.tensor(v) if kind == "pt" else np.array(v, dtype=np.int64) for k, v in batch.items()}
-    )
+            words.update(tokenizer.split_words("".join(map(str.lower, text)) if do_lower_case else text))
+        if not words:
+            raise ValueError("no words to train on: the texts are empty")
+        words = Counter({w: n for w, n in words.items() if len(w) <= MAX_WORD and w not in vocab})
+        for piece in train_wordpieces(words, vocab_size - len(special)):
+            vocab[piece] = len(vocab)
+        tokenizer._set_up(vocab, "train", **options)
+        return tokenizer

@@ -3,21 +3,26 @@
     picture → RGB → resize → centre crop → rescale → normalize → (÷ std again) → (3, H, W) float32
 
 Follows EfficientNetImageProcessor of transformers 4.37.2, bit for bit on RGB input.
-But: every Pillow mode becomes RGB, transparency over white (the reference refuses grey and RGBA); a centre
-crop that pads always has the size asked for (the reference's is one short where the deficit is odd).
+But: every Pillow mode and 1, 2 and 4 channels become RGB, transparency over white (the reference refuses
+them); a centre crop that has to pad always gives the size asked for (the reference's is one short where the
+deficit is odd); booleans are black and white, uint16 beyond 255 is 16 bits deep; unknown options are errors.
 """
 
 from __future__ import annotations
 
+import dataclasses
+import difflib
+import math
 import os
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import torch
-from PIL import Image, ImageOps
+from PIL import Image, ImageOps, UnidentifiedImageError
 
 from .hub import find_file, read_json, write_json
 from .outputs import Batch
@@ -25,168 +30,391 @@ from .outputs import Batch
 Size = int | Sequence[int] | dict[str, int]
 Picture = Image.Image | np.ndarray | torch.Tensor
 
+# ---- any picture to RGB ------------------------------------------------------------------------------------
+
 
 def to_rgb(image: Image.Image) -> Image.Image:
-    """A Pillow picture of any mode as RGB, 8 bits a channel; transparency shows white.
+    """A Pillow picture of any mode as RGB, 8 bits a channel; what is transparent shows white.
 
-    16-bit grey (I;16, also where Pillow reads it as I) is scaled by 255/65535; F, and I beyond 16 bits, are
-    stretched from their own least value (0 if none is negative) to their greatest where they leave 0–255.
+    Deep grey (I;16, I, F) is brought to 8 bits by `grey_to_bytes`. An animation gives its current frame.
 
     >>> to_rgb(Image.new("LA", (1, 1), (0, 128))).getpixel((0, 0))
     (127, 127, 127)
     """
-    if image.mode == "RGB":
+    if image.mode == "RGB" and "transparency" not in image.info:
         return image
-    if image.mode[0] in "IF":
-        return Image.fromarray(grey_to_bytes(np.asarray(image))).convert("RGB")
-    if image.mode == "RGBX":  # the fourth channel is filling, not transparency
-        return image.convert("RGB")
-    if "a" in image.mode or image.mode in ("LA", "PA", "RGBA") or "transparency" in image.info:
-        image = image.convert({"La": "LA"}.get(image.mode, "RGBA")).convert("RGBA")
-        white = Image.new("RGBA", image.size, "white")
-        image = Image.alpha_composite(white, image)
+    if image.mode.startswith(("I", "F")):
+        grey = np.asarray(image)
+        shown = grey_to_bytes(grey)
+        if isinstance(image.info.get("transparency"), int):  # a PNG's one transparent shade
+            shown = np.where(grey == image.info["transparency"], 255, shown).astype(np.uint8)
+        return Image.fromarray(shown).convert("RGB")
+    if image.mode == "La":
+        image = image.convert("LA")
+    if image.mode in ("LA", "PA", "RGBA", "RGBa") or "transparency" in image.info:
+        image = image.convert("RGBA")
+        image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
     return image.convert("RGB")
 
 
 def grey_to_bytes(grey: np.ndarray) -> np.ndarray:
-    """Grey of any depth → uint8, without clipping: what lies in 0–255 stays, 16 bits are scaled."""
-    if grey.dtype != np.uint16:
-        grey = np.nan_to_num(grey.astype(np.float64))
-        low, high = min(grey.min(), 0.0), grey.max()
-        if low == 0 and high <= 255 and grey.dtype != np.uint16:
-            return (grey * (255 if high <= 1 and np.any(grey % 1) else 1)).round().astype(np.uint8)
-        if low < 0 or high > 65535:
-            return ((grey - low) * (255 / (high - low))).round().astype(np.uint8)
-    return (grey * (255 / 65535)).round().astype(np.uint8)
+    """Grey of any depth → uint8, never clipped. Any shape → same.
+
+    uint16 is 16 bits deep. Of other types the values tell: up to 1, black to white; up to 255, 8 bits; whole
+    numbers up to 65535, 16 bits; else, stretched so that the least (or 0) is black and the greatest (or 0)
+    white. NaN and infinities are black.
+
+    >>> grey_to_bytes(np.array([0, 257, 65535], np.uint16)), grey_to_bytes(np.array([-1.0, 0.0, 4.0]))
+    (array([  0,   1, 255], dtype=uint8), array([  0,  51, 255], dtype=uint8))
+    """
+    sixteen_bits = grey.dtype.kind == "u" and grey.dtype.itemsize == 2
+    whole = grey.dtype.kind in "iu"
+    x = np.nan_to_num(grey.astype(np.float64), nan=0, posinf=0, neginf=0)
+    low, high = min(x.min(), 0), max(x.max(), 0)
+    if sixteen_bits or (whole and low == 0 and 255 < high <= 65535):
+        low, high = 0, 65535
+    elif low == 0 and high <= 255:
+        high = 1 if high <= 1 else 255
+    return ((x - low) * (255 / (high - low))).round().astype(np.uint8)
 
 
+def to_rgb_array(x: np.ndarray, layout: str | None = None) -> np.ndarray:
+    """An array of 1 to 4 channels, first or last (`layout` says which), or of none → (H, W, 3).
+
+    Grey is repeated, alpha composited over white. The type stays, but for bool and deep uint16 (→ uint8).
+    Where both ends could be channels, 3 wins over 1, 1 over 4, 4 over 2, and the first axis over the last.
+
+    >>> to_rgb_array(np.zeros((5, 7))).shape, to_rgb_array(np.zeros((3, 5, 7))).shape
+    ((5, 7, 3), (5, 7, 3))
+    """
+    if x.dtype.kind not in "buif":
+        raise TypeError(f"an image's pixels must be numbers, not {x.dtype}")
+    if x.dtype == bool or (x.dtype.itemsize == 2 and x.dtype.kind == "u" and x.size and x.max() > 255):
+        x = grey_to_bytes(x)
+    shape = x.shape
+    if x.ndim == 2:
+        x = x[..., None]
+    elif _channels_first(shape, layout):
+        x = x.transpose(1, 2, 0)  # (H, W, C)
+    if 0 in x.shape:
+        raise ValueError(f"an image of shape {shape} has no pixels")
+    channels = x.shape[2]
+    if channels in (2, 4) and x.dtype == np.uint8:  # as Pillow does it
+        return np.asarray(to_rgb(Image.fromarray(np.ascontiguousarray(x), "LA" if channels == 2 else "RGBA")))
+    if channels in (2, 4):
+        white = 1 if x.max() <= 1 else 255
+        alpha = x[..., -1:] / white
+        x = (x[..., :-1] * alpha + white * (1 - alpha)).astype(x.dtype)
+    return x if x.shape[2] == 3 else x.repeat(3, axis=2)
+
+
+def _channels_first(shape: tuple[int, ...], layout: str | None) -> bool:
+    if layout is not None:
+        layouts = {"channels_first": 0, "channels_last": -1}
+        if layout not in layouts:
+            raise ValueError(f"input_data_format {layout!r} must be channels_first or channels_last")
+        if len(shape) != 3 or shape[layouts[layout]] not in (1, 2, 3, 4):
+            raise ValueError(
+                f"input_data_format {layout}: an image of shape {shape} has no 1 to 4 channels there"
+            )
+        return layout == "channels_first"
+    if len(shape) == 3:
+        for channels in (3, 1, 4, 2):
+            if channels in (shape[0], shape[2]):
+                return shape[0] == channels
+    raise ValueError(f"an image must be (H, W), (C, H, W) or (H, W, C) with C from 1 to 4, not {shape}")
+
+
+# ---- RGB to pixel_values -----------------------------------------------------------------------------------
+
+
+def resize(x: np.ndarray, size: tuple[int, int], resample: int) -> np.ndarray:
+    """(H, W, 3) to `size` (height, width), with Pillow, whose pictures are 8 bits deep.
+
+    Whole numbers in 0–255 come back as uint8. Fractions in [0, 1] are cut down to 8 bits, resized, and come
+    back as float32 in [0, 1]. ValueError for anything else.
+    """
+    fractions = False
+    if x.dtype != np.uint8:
+        low, high = x.min(), x.max()
+        in_range = low >= 0 and high <= 255  # False for NaN
+        fractions = in_range and not np.allclose(x, x.astype(int))
+        if not in_range or (fractions and high > 1):
+            raise ValueError(
+                f"pixels must be whole numbers in 0–255 or lie in [0, 1]; these: {low} to {high}"
+            )
+        x = ((x * 255).astype(np.float32) if fractions else x).astype(np.uint8)
+    height, width = size
+    x = np.asarray(Image.fromarray(np.ascontiguousarray(x)).resize((width, height), resample))
+    return (x * (1 / 255)).astype(np.float32) if fractions else x
+
+
+def center_crop(x: np.ndarray, size: tuple[int, int]) -> np.ndarray:
+    """The middle of x (H, W, 3), within zeros where it is too small. → (*size, 3)
+
+    >>> center_crop(np.ones((3, 3, 3)), (1, 6))[..., 0]
+    array([[0., 0., 1., 1., 1., 0.]])
+    """
+    spare = [x.shape[axis] - size[axis] for axis in (0, 1)]
+    if min(spare) < 0:
+        before = [(max(-s, 0) + 1) // 2 for s in spare]  # an odd deficit: the larger half goes above and left
+        x = np.pad(x, [(b, max(-s, 0) - b) for b, s in zip(before, spare, strict=True)] + [(0, 0)])
+    top, left = (max(s, 0) // 2 for s in spare)
+    return x[top : top + size[0], left : left + size[1]]
+
+
+def check_keywords(owner: str, keywords: Iterable[str], known: Iterable[str]) -> None:
+    """TypeError that names the nearest of the known keywords, for the first that is not among them."""
+    known = list(known)
+    for keyword in keywords:
+        if keyword not in known:
+            near = difflib.get_close_matches(keyword, known, n=1, cutoff=0)[0]
+            raise TypeError(f"{owner} has no keyword {keyword!r}; the nearest is {near!r}")
+
+
+@dataclass
 class EfficientNetImageProcessor:
-    """Pictures → pixel_values (B, 3, H, W) float32. Options as in the reference.
+    """Pictures → pixel_values (B, 3, H, W) float32. The options are fields, and keywords of a call.
+
+    `size` and `crop_size` are {"height", "width"}, (height, width) or one number; resizing ignores the aspect
+    ratio. `resample` is a Pillow filter, 0 to 5. Rescaled pixels are x·rescale_factor, or with rescale_offset
+    x·rescale_factor − 1. `include_top` divides by image_std (again), as the ImageNet classifiers expect.
+    Raises ValueError for an option out of range, TypeError naming the nearest option for one unknown.
 
     >>> processor = EfficientNetImageProcessor(size=64)
     >>> processor(Image.new("RGB", (640, 480)), return_tensors="pt").pixel_values.shape
     torch.Size([1, 3, 64, 64])
     """
 
-    model_input_names = ("pixel_values",)
+    do_resize: bool = True
+    size: Size | None = None  # 346 × 346
+    resample: int = Image.Resampling.NEAREST
+    do_center_crop: bool = False
+    crop_size: Size | None = None  # 289 × 289
+    rescale_factor: float = 1 / 255
+    rescale_offset: bool = False
+    do_rescale: bool = True
+    do_normalize: bool = True
+    image_mean: float | Sequence[float] | None = None  # 0.5 in each channel
+    image_std: float | Sequence[float] | None = None  # 0.5
+    include_top: bool = True
 
-    def __init__(
-        self,
-        do_resize: bool = True,
-        size: Size | None = None,
-        resample: int = Image.Resampling.NEAREST,
-        do_center_crop: bool = False,
-        crop_size: Size | None = None,
-        rescale_factor: float = 1 / 255,
-        rescale_offset: bool = False,
-        do_rescale: bool = True,
-        do_normalize: bool = True,
-        image_mean: float | Sequence[float] | None = None,
-        image_std: float | Sequence[float] | None = None,
-        include_top: bool = True,
-    ):
-        half = [0.5, 0.5, 0.5]
-        self.do_resize = do_resize
-        self.size = size_dict("size", 346 if size is None else size)
-        self.resample = int(resample)
-        self.do_center_crop = do_center_crop
-        self.crop_size = size_dict("crop_size", 289 if crop_size is None else crop_size)
-        self.rescale_factor = rescale_factor
-        self.rescale_offset = rescale_offset
-        self.do_rescale = do_rescale
-        self.do_normalize = do_normalize
-        self.image_mean = half if image_mean is None else image_mean
-        self.image_std = half if image_std is None else image_std
-        self.include_top = include_top
+    model_input_names: ClassVar[tuple[str, ...]] = ("pixel_values",)
+    filename: ClassVar[str] = "preprocessor_config.json"
+
+    def __new__(cls, *args, **options):
+        check_keywords(cls.__name__, options, cls.option_names())
+        return super().__new__(cls)
+
+    def __post_init__(self):
+        self.size = _size("size", self.size, 346)
+        self.crop_size = _size("crop_size", self.crop_size, 289)
+        self.image_mean = _channel_values("image_mean", self.image_mean)
+        self.image_std = _channel_values("image_std", self.image_std)
+        if 0 in self.image_std:
+            raise ValueError(f"image_std {self.image_std} must not hold a 0: pixels are divided by it")
+        if self.resample not in list(Image.Resampling):
+            raise ValueError(f"resample {self.resample!r} must be one of Pillow's filters, 0 to 5")
+        self.resample = int(self.resample)
+        if not isinstance(self.rescale_factor, (int, float)) or not math.isfinite(self.rescale_factor):
+            raise ValueError(f"rescale_factor must be a finite number, not {self.rescale_factor!r}")
+
+    @classmethod
+    def option_names(cls) -> list[str]:
+        return [field.name for field in dataclasses.fields(cls)]
 
     def to_dict(self) -> dict[str, Any]:
-        return dict(vars(self), image_processor_type="EfficientNetImageProcessor")
+        """A plain dictionary that `from_dict`, and transformers, read back."""
+        return dataclasses.asdict(self) | {"image_processor_type": "EfficientNetImageProcessor"}
 
     @classmethod
     def from_dict(cls, content: dict[str, Any]) -> EfficientNetImageProcessor:
-        known = vars(cls())
-        return cls(**{name: value for name, value in content.items() if name in known and value is not None})
+        """Build from a dictionary. Other keys (bookkeeping) are ignored; null stands for the default."""
+        names = cls.option_names()
+        return cls(**{k: value for k, value in content.items() if k in names and value is not None})
 
     @classmethod
     def from_pretrained(cls, dir_or_name: str | Path) -> EfficientNetImageProcessor:
-        return cls.from_dict(read_json(find_file(dir_or_name, "preprocessor_config.json")))
+        """Read `preprocessor_config.json` of a folder or hub name, or processor_config.json (transformers 5).
 
-    def save_pretrained(self, directory: str | Path) -> None:
-        write_json(Path(directory) / "preprocessor_config.json", self.to_dict())
+        Raises FileNotFoundError, or ValueError naming the file and the value that is wrong in it.
+        """
+        path = find_file(dir_or_name, cls.filename, "processor_config.json")
+        content = read_json(path)
+        if path.name != cls.filename:
+            content = content.get("image_processor")
+            if not isinstance(content, dict):
+                raise ValueError(f"{path}: no image_processor in it, and no {cls.filename} beside it")
+        try:
+            return cls.from_dict(content)
+        except (TypeError, ValueError) as error:
+            raise ValueError(f"{path}: {error}") from None
 
-    def __call__(self, images, return_tensors: str | None = None, **overrides) -> Batch:
-        if overrides:
-            return type(self)(**{**vars(self), **overrides})(images, return_tensors)
-        images = images if isinstance(images, (list, tuple)) else [images]
-        arrays = [self.pixels(image) for image in images]
+    def save_pretrained(self, directory: str | Path, **bookkeeping: str) -> None:
+        """Write `directory/preprocessor_config.json`, atomically, with `bookkeeping` beside the options."""
+        write_json(Path(directory) / self.filename, self.to_dict() | bookkeeping)
+
+    def __call__(
+        self,
+        images: Picture | Sequence[Picture],
+        return_tensors: str | None = None,
+        data_format: str | None = "channels_first",
+        input_data_format: str | None = None,
+        **options,
+    ) -> Batch:
+        """One picture, a list or tuple of B, or a 4-D array → pixel_values (B, 3, H, W) float32.
+
+        Pictures are Pillow's, or arrays and tensors (C, H, W), (H, W, C) or (H, W): whole numbers in 0–255,
+        or fractions in [0, 1] (for which you want do_rescale=False). `return_tensors`: "pt", "np", or None
+        for a list of arrays, which alone may differ in size. `data_format` "channels_last": (H, W, 3).
+        Options of the constructor given here hold for this call; None leaves one as it is.
+        """
+        call = ["return_tensors", "data_format", "input_data_format"]
+        check_keywords(f"{type(self).__name__}.__call__", options, self.option_names() + call)
+        options = {name: value for name, value in options.items() if value is not None}
+        steps = dataclasses.replace(self, **options) if options else self
+        if return_tensors not in (None, "np", "pt"):
+            raise ValueError(f"return_tensors {return_tensors!r} must be 'pt', 'np' or None")
+        if data_format not in (None, "channels_first", "channels_last"):
+            raise ValueError(f"data_format {data_format!r} must be channels_first or channels_last")
+        order = (0, 1, 2) if data_format == "channels_last" else (2, 0, 1)
+        images = _list_of_images(images)
+        results = (steps.pixels(image, input_data_format).transpose(order) for image in images)
         if return_tensors is None:
-            return Batch(pixel_values=arrays)
-        pixels = np.stack(arrays)
+            return Batch(pixel_values=[np.ascontiguousarray(x) for x in results])
+        pixels = _stack(results, len(images))
         return Batch(pixel_values=torch.from_numpy(pixels) if return_tensors == "pt" else pixels)
 
-    def pixels(self, image: Image.Image) -> np.ndarray:
-        """One picture → (3, H, W) float32."""
-        image = to_rgb(image)
-        if self.do_resize:
-            image = image.resize((self.size["width"], self.size["height"]), self.resample)
-        x = np.asarray(image)  # (H, W, 3)
-        if self.do_center_crop:
-            x = center_crop(x, **self.crop_size)
-        return np.ascontiguousarray(self.scale(x).transpose(2, 0, 1), dtype=np.float32)
+    preprocess = __call__
 
-    def scale(self, x: np.ndarray) -> np.ndarray:
-        """Rescale, normalize, ÷ std. The reference's order of operations and roundings. (H, W, 3) → same."""
+    def pixels(self, image: Picture, layout: str | None = None) -> np.ndarray:
+        """One picture → (H, W, 3) float32. `layout`: where an array's channels are; None to infer it."""
+        size = self.size["height"], self.size["width"]
+        if isinstance(image, Image.Image):
+            if 0 in image.size:
+                raise ValueError(f"an image of {image.width} × {image.height} pixels has no pixels")
+            image = to_rgb(image)
+            x = np.asarray(image.resize(size[::-1], self.resample) if self.do_resize else image)
+        else:
+            x = to_rgb_array(_to_numpy(image), layout)
+            if self.do_rescale and x.dtype.kind == "f" and x.min() >= 0 and 0 < x.max() <= 1:
+                warnings.warn("pixels in [0, 1] are rescaled again; pass do_rescale=False", stacklevel=4)
+            x = resize(x, size, self.resample) if self.do_resize else x
+        if self.do_center_crop:
+            x = center_crop(x, (self.crop_size["height"], self.crop_size["width"]))
+        return self.normalize(x).astype(np.float32, copy=False)
+
+    def normalize(self, x: np.ndarray) -> np.ndarray:
+        """(x·factor − mean) / std, and / std once more with include_top. (…, 3) → same.
+
+        The rounding is the reference's: integers are scaled in float64, floats in their own precision; after
+        that, all is float32 (but unscaled floats keep their precision).
+        """
         if self.do_rescale:
             x = (x * float(self.rescale_factor)).astype(np.float32)
             if self.rescale_offset:
                 x = x - 1
-        if not np.issubdtype(x.dtype, np.floating):
+        if x.dtype.kind != "f":
             x = x.astype(np.float32)
-        mean, std = np.asarray(self.image_mean, x.dtype), np.asarray(self.image_std, x.dtype)
+        mean, std = np.array(self.image_mean, x.dtype), np.array(self.image_std, x.dtype)
         if self.do_normalize:
             x = (x - mean) / std
-        if self.include_top:
-            x = x / std
-        return x
+        return x / std if self.include_top else x
 
 
-def size_dict(name: str, size: Size) -> dict[str, int]:
-    if isinstance(size, dict):
-        return {"height": size["height"], "width": size["width"]}
-    height, width = (size, size) if isinstance(size, int) else size
-    return {"height": height, "width": width}
+def _size(name: str, value: Any, default: int) -> dict[str, int]:
+    """{"height", "width"} from that, from (height, width), from one number, or from None."""
+    given = value = default if value is None else value
+    if isinstance(value, dict):
+        value = (value["height"], value["width"]) if value.keys() == {"height", "width"} else ()
+    elif np.ndim(value) == 0:
+        value = (value, value)
+    whole = [isinstance(n, (int, np.integer)) and not isinstance(n, bool) and n > 0 for n in value]
+    if whole != [True, True]:
+        raise ValueError(
+            f"{name} must be a number, (height, width) or a dict of the two, from 1 up, not {given!r}"
+        )
+    return {"height": int(value[0]), "width": int(value[1])}
 
 
-def center_crop(x: np.ndarray, height: int, width: int) -> np.ndarray:
-    """The middle of x (H, W, 3), with zeros around it where it is too small. → (height, width, 3)"""
-    for axis, length in ((0, height), (1, width)):
-        spare = x.shape[axis] - length
-        if spare >= 0:
-            x = x.take(range(spare // 2, spare // 2 + length), axis)
-        else:
-            before = (1 - spare) // 2
-            widths = [(0, 0)] * 3
-            widths[axis] = (before, -spare - before)
-            x = np.pad(x, widths)
-    return x
+def _channel_values(name: str, value: float | Sequence[float] | None) -> list[float]:
+    """A number a channel."""
+    try:
+        values = [float(v) for v in np.broadcast_to(0.5 if value is None else value, 3)]
+    except (TypeError, ValueError):
+        values = []
+    if not values or not all(map(math.isfinite, values)):
+        raise ValueError(f"{name} must be a finite number or 3 of them, not {value!r}")
+    return values
+
+
+def _to_numpy(image: Any) -> np.ndarray:
+    if isinstance(image, torch.Tensor):
+        image = image.detach().cpu()
+        return (image.float() if image.dtype == torch.bfloat16 else image).numpy()  # numpy has no bfloat16
+    if isinstance(image, np.ndarray):
+        return image
+    hint = "; open files with load_image" if isinstance(image, (str, os.PathLike)) else ""
+    raise TypeError(
+        f"an image must be a Pillow image, an array or a tensor, not {type(image).__name__}{hint}"
+    )
+
+
+def _list_of_images(images: Picture | Sequence[Picture]) -> list[Picture]:
+    if isinstance(images, (np.ndarray, torch.Tensor)) and images.ndim == 4:
+        images = list(images)
+    images = list(images) if isinstance(images, (list, tuple)) else [images]
+    if not images:
+        raise ValueError("images: none given")
+    return images
+
+
+def _stack(arrays: Iterable[np.ndarray], count: int) -> np.ndarray:
+    """Arrays of one shape → one more axis in front. Each is copied once, then freed."""
+    batch = None
+    for i, x in enumerate(arrays):
+        if batch is None:
+            batch = np.empty((count, *x.shape), np.float32)
+        if x.shape != batch.shape[1:]:
+            raise ValueError(
+                f"image {i} comes out as {x.shape}, image 0 as {batch.shape[1:]}: one tensor needs one size "
+                "(resize or crop them, or pass return_tensors=None)"
+            )
+        batch[i] = x
+    return batch
+
+
+# ---- files -------------------------------------------------------------------------------------------------
 
 
 def load_image(path: str | os.PathLike) -> Image.Image:
-    """Open the picture file `path`, upright (EXIF), as RGB.
+    """Read a picture file (of an animation the first frame) as RGB, turned upright as its EXIF tag says.
 
-    Raises FileNotFoundError where there is none, ValueError where it cannot be read, each naming the file.
+    Raises FileNotFoundError where there is none, and ValueError, naming the file, for a folder, an empty,
+    broken or unknown file, and one of more pixels than Pillow thinks safe (`Image.MAX_IMAGE_PIXELS`).
     """
-    path = Path(path)
-    if not path.exists():
-        raise FileNotFoundError(f"{path}: no such file")
-    if path.is_dir():
-        raise ValueError(f"{path}: a folder, not a picture")
     try:
+        if os.path.isdir(path):
+            raise ValueError("a folder, not a picture")
+        if os.path.exists(path) and not os.path.isfile(path):
+            raise ValueError("not a regular file")  # to open a pipe could wait for ever
         with warnings.catch_warnings():
             warnings.simplefilter("error", Image.DecompressionBombWarning)
             with Image.open(path) as image:
+                if 0 in image.size:
+                    raise ValueError(f"{image.width} × {image.height} pixels, so none")
                 return to_rgb(ImageOps.exif_transpose(image))
-    except (Image.DecompressionBombWarning, Image.DecompressionBombError):
-        raise ValueError(f"{path}: over {Image.MAX_IMAGE_PIXELS} pixels; too large to open safely") from None
-    except Exception as error:
-        raise ValueError(f"{path}: not a readable picture ({' '.join(str(error).split())})") from None
+    except FileNotFoundError:
+        raise FileNotFoundError(f"{path}: no such file") from None
+    except Exception as error:  # a broken file can make Pillow raise nearly anything
+        raise ValueError(f"{path}: {_reason(error, path)}") from None
+
+
+def _reason(error: Exception, path: str | os.PathLike) -> str:
+    if isinstance(error, (Image.DecompressionBombWarning, Image.DecompressionBombError)):
+        return f"over {Image.MAX_IMAGE_PIXELS:,} pixels, too large to open safely"
+    if isinstance(error, UnidentifiedImageError):
+        return "not a picture in a known format" if os.path.getsize(path) else "an empty file"
+    if isinstance(error, PermissionError):
+        return "no permission to read it"
+    return " ".join(str(error).split()) or f"a broken picture ({type(error).__name__})"

@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from align_minimal import BertTokenizer
-from align_minimal.tokenizer import train_wordpieces, wordpiece
+from align_minimal.tokenizer import learn_pieces, wordpiece
 
 GOLDEN = json.loads((Path(__file__).parent / "golden" / "tokenizer.json").read_text())
 
@@ -67,9 +67,20 @@ def test_greedy_longest_match_and_one_unk_for_any_unmatched_rest():
 
 def test_the_training_score_prefers_pairs_that_keep_to_each_other():
     words = Counter({"qu": 3, "ab": 6, "ac": 6, "cb": 6})
-    # freq(qu) = 3, freq(q) = freq(u) = 3: 1/3. freq(ab) = 6, freq(a) = 12, freq(b) = 12: 1/24.
-    assert train_wordpieces(words, 7)[-1] == "qu"
-    assert train_wordpieces(words + Counter({"xy": 1}), 99, min_frequency=2).count("xy") == 0
+    # freq(qu) = 3, freq(q) = freq(##u) = 3: 1/3. freq(ab) = 6, freq(a) = 12, freq(##b) = 12: 1/24.
+    assert learn_pieces(words, 1) == ["qu"]
+
+
+def test_rare_pairs_are_no_candidates_however_high_their_score():
+    words = Counter({"xy": 1, "zw": 2, "aa": 9})  # scores 1, 1/2, 1/9; a quarter of 9 is 2.25
+    assert learn_pieces(words, 1) == ["aa"]
+    assert learn_pieces(words, 9) == ["aa", "zw"]  # xy occurs fewer than min_frequency = 2 times
+    assert learn_pieces(words, 9, min_frequency=1, share=0) == ["xy", "zw", "aa"]
+
+
+def test_counts_follow_merges_in_words_that_repeat_a_pair():
+    # a ##a ##a ##a: (a, ##a) scores 1/(1·3), (##a, ##a) 2/(3·3). Then aa ##a ##a: 1/(1·2) and 1/(2·2).
+    assert learn_pieces({"aaaa": 5}, 9) == ["aa", "aaa", "aaaa"]
 
 
 def test_training_is_deterministic_and_covers_its_texts():
@@ -121,7 +132,7 @@ def test_bad_arguments_are_refused_by_value(tokenizer):
         tokenizer(["a", "a b"], return_tensors="pt")
     with pytest.raises(ValueError, match="'tf'"):
         tokenizer("a", return_tensors="tf")
-    with pytest.raises(ValueError, match="max_length 1"):
+    with pytest.raises(ValueError, match="max_length=1 is too small"):
         tokenizer("a", truncation=True, max_length=1)
     with pytest.raises(ValueError, match="2 texts, text_pair 1"):
         tokenizer(["a", "b"], ["c"])

@@ -33,8 +33,9 @@ def contrastive_loss(
         )
     if not 0 <= label_smoothing <= 1:
         raise ValueError(f"label_smoothing must lie in [0, 1], not {label_smoothing}")
-    if not float(temperature) > 0:
-        raise ValueError(f"temperature must be above 0, not {float(temperature)}")
+    sigma = temperature.item() if isinstance(temperature, Tensor) else temperature
+    if not sigma > 0:
+        raise ValueError(f"temperature must be above 0, not {sigma}")
     logits = text_embeds @ image_embeds.T / temperature  # (B, B): row = text, column = image
     labels = torch.arange(len(logits), device=logits.device)  # pair i belongs to pair i
     text_to_image = F.cross_entropy(logits, labels, label_smoothing=label_smoothing)

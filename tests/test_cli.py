@@ -12,6 +12,7 @@ from PIL import Image
 
 from align_minimal import AlignConfig, AlignModel, AlignProcessor, BertTokenizer, EfficientNetImageProcessor
 from align_minimal.__main__ import main
+from tests.parity import healthy
 
 LABELS = ["apple", "dog", "bicycle"]
 
@@ -24,7 +25,8 @@ def checkpoint(tmp_path_factory) -> Path:
     preset = AlignConfig.preset("emoji").to_dict()
     preset["text_config"]["vocab_size"] = len(tokenizer)
     torch.manual_seed(0)
-    AlignModel(AlignConfig.from_dict(preset)).save_pretrained(folder)
+    model = AlignModel(AlignConfig.from_dict(preset))
+    healthy(model, sample=torch.rand(8, 3, 64, 64)).save_pretrained(folder)
     size = {"height": 64, "width": 64}
     AlignProcessor(EfficientNetImageProcessor(size=size, resample=2), tokenizer).save_pretrained(folder)
     return folder
@@ -94,7 +96,6 @@ def test_templates_average_normalized_embeddings(capsys, checkpoint, pictures):
     argv += ["--template", templates[0], "--template", templates[1]]
     entries = json.loads(run(capsys, *argv)[1])["results"][0]["labels"]
     model, processor = AlignModel.from_pretrained(checkpoint), AlignProcessor.from_pretrained(checkpoint)
-    batch = processor(text=["a photo of a dog", "dog on a dog"], images=Image.open(pictures / "b.png"))
     batch = processor(
         text=["a photo of a dog", "dog on a dog"],
         images=Image.open(pictures / "b.png"),

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from tests.pixel_parity import OPTIONS, check_agrees, packages, pictures
 
 
-@settings(max_examples=4000, deadline=None)
+@settings(max_examples=3000, deadline=None)
 @given(pictures(), packages(), OPTIONS, st.booleans())
 def test_any_picture_with_any_options_gives_the_reference_s_pixels(pixels, package, options, per_call):
     check_agrees(pixels, package, options, per_call)

@@ -120,6 +120,13 @@ def test_training_mode_equals_the_reference_without_drop(case):
 # ---- the architecture
 
 
+def test_filters_round_to_the_divisor_but_never_lose_over_a_tenth():
+    config = AlignVisionConfig(width_coefficient=1.0)
+    rounded = {c: round_filters(c, config) for c in (1, 11, 16, 18, 20, 320)}
+    # 11 → 8 would lose 27%, hence 16; 18 → 16 would lose 11.1%, hence 24.
+    assert rounded == {1: 8, 11: 16, 16: 16, 18: 24, 20: 24, 320: 320}
+
+
 def test_b7_has_the_blocks_of_the_table():
     specs = block_specs(AlignVisionConfig())
     rows = [(s.kernel_size, s.in_channels, s.out_channels, s.stride, s.expand_ratio) for s in specs]

@@ -241,6 +241,7 @@ class AlignConfig(Config):
             raise ValueError(f"temperature_init_value must be above 0, not {self.temperature_init_value!r}")
 
     def to_dict(self) -> dict[str, Any]:
+        """A plain dictionary, the towers' configurations inside it."""
         return super().to_dict() | {
             "text_config": self.text_config.to_dict(),
             "vision_config": self.vision_config.to_dict(),

@@ -72,8 +72,8 @@ def test_signatures_are_the_documentation_s():
     arguments = {
         align_minimal.AlignModel.forward: "input_ids pixel_values attention_mask token_type_ids position_ids "
         "head_mask inputs_embeds return_loss output_attentions output_hidden_states return_dict",
-        align_minimal.AlignTextModel.forward: "input_ids attention_mask token_type_ids position_ids head_mask "
-        "inputs_embeds output_attentions output_hidden_states return_dict",
+        align_minimal.AlignTextModel.forward: "input_ids attention_mask token_type_ids position_ids "
+        "head_mask inputs_embeds output_attentions output_hidden_states return_dict",
         align_minimal.AlignVisionModel.forward: "pixel_values output_hidden_states return_dict",
         align_minimal.contrastive_loss: "text_embeds image_embeds temperature label_smoothing",
         align_minimal.AlignProcessor.__call__: "text images padding max_length return_tensors options",

@@ -1,28 +1,20 @@
-"""Text → ids, and back: BERT's WordPiece tokenizer, and the training of its vocabulary.
+"""Texts → ids, token types and masks; ids → text: BERT's tokenizer.
 
-(Paper, section 5: 100k wordpieces, learnt from the alt-texts.) A text passes through four small functions:
-
-    lower        character by character, where do_lower_case is set
-    clean        drop control characters, make every white space a space, set Chinese characters apart
-    split_words  split on white space, strip accents, make each punctuation mark a word of its own
-    wordpiece    cut a word into the longest pieces that the vocabulary has
-
-Special tokens such as [SEP] in the text stand for themselves. The ids are those of the slow BertTokenizer of
-transformers 4.37.2 on any Unicode text; what is a mark or punctuation is `unicodedata`'s answer, as there.
-But: the five special tokens and no others, padding and truncation on the right, no strides, no offsets. Words
+A text is cut into words and pieces by the functions of wordpiece.py; special tokens such as [SEP] in it stand
+for themselves. Ids, padding and truncation are those of the slow BertTokenizer of transformers 4.37.2. Words
 already cut are remembered, so natural text costs little more than a dictionary look-up a word.
+
+But: the five special tokens and no others, padding and truncation on the right, no strides, no offsets. Where
+the reference logs an error and leaves a text too long (a max_length that the strategy cannot reach), this one
+raises it.
 """
 
 from __future__ import annotations
 
 import re
-import string
-import unicodedata
 import warnings
-from array import array
-from collections import Counter, defaultdict
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from itertools import pairwise
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -30,220 +22,24 @@ import torch
 
 from .hub import find_file, read_json, write_atomically, write_json
 from .outputs import Batch
+from .wordpiece import MAX_WORD, clean, learn_pieces, lower, split_words, wordpiece
 
-MAX_WORD = 100  # characters; a longer word is [UNK]
 MAX_REMEMBERED = 100_000  # words
 NO_LIMIT = int(1e30)  # how the reference writes "no model_max_length"
 ROLES = ("pad_token", "unk_token", "cls_token", "sep_token", "mask_token")
 SPECIAL_TOKENS = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
-CHINESE = (  # first and last code point of the blocks whose characters are words
-    *((0x4E00, 0x9FFF), (0x3400, 0x4DBF), (0x20000, 0x2A6DF), (0x2A700, 0x2B73F)),
-    *((0x2B740, 0x2B81F), (0x2B820, 0x2CEAF), (0xF900, 0xFAFF), (0x2F800, 0x2FA1F)),
-)
-PADDING = {False: None, "do_not_pad": None, True: "longest", "longest": "longest", "max_length": "max_length"}
+OPTIONS = ("do_lower_case", "strip_accents", "tokenize_chinese_chars", "model_max_length", *ROLES)
+OPTIONS += ("clean_up_tokenization_spaces",)  # the constructor's arguments, and tokenizer_config.json's
+ONLY = {
+    "do_basic_tokenize": True,
+    "padding_side": "right",
+    "truncation_side": "right",
+}  # other values: refused
+PADDING = {False: None, None: None, "do_not_pad": None}
+PADDING |= {True: "longest", "longest": "longest", "max_length": "max_length"}
 TRUNCATION = {False: None, "do_not_truncate": None, True: "longest_first"}
 TRUNCATION |= {name: name for name in ("longest_first", "only_first", "only_second")}
 CLEAN_UP = (" .", " ?", " !", " ,", " ' ", " n't", " 'm", " 's", " 've", " 're")  # each loses its spaces
-
-
-class CharacterMap(dict):
-    """A table for str.translate that asks `rule(character)` once for each character it meets."""
-
-    def __init__(self, rule: Callable[[str], str]):
-        super().__init__()
-        self.rule = rule
-
-    def __missing__(self, code: int) -> str:
-        self[code] = self.rule(chr(code))
-        return self[code]
-
-
-def _cleaned(c: str) -> str:
-    category = unicodedata.category(c)
-    if c in "\t\n\r" or category == "Zs":
-        return " "
-    return (
-        "" if category[0] == "C" or c == "\ufffd" else c
-    )  # C: control, format, private, unassigned, surrogate
-
-
-def _cleaned_and_spaced(c: str) -> str:
-    kept = _cleaned(c)
-    return f" {kept} " if kept and any(first <= ord(c) <= last for first, last in CHINESE) else kept
-
-
-def _is_punctuation(c: str) -> bool:
-    return (
-        c in string.punctuation or unicodedata.category(c)[0] == "P"
-    )  # ASCII's symbols too: $ + < = > ^ ` | ~
-
-
-CLEAN, CLEAN_CHINESE = CharacterMap(_cleaned), CharacterMap(_cleaned_and_spaced)
-DROP_MARKS = CharacterMap(lambda c: "" if unicodedata.category(c) == "Mn" else c)
-SPACE_PUNCTUATION = CharacterMap(lambda c: f" {c} " if _is_punctuation(c) else c)
-
-
-# ---- the four steps
-
-
-def lower(text: str) -> str:
-    """Each character lower-cased by itself; in `str.lower` only a capital sigma looks at its neighbours.
-
-    >>> lower("ΟΔΟΣ"), "ΟΔΟΣ".lower()
-    ('οδοσ', 'οδος')
-    """
-    return text.replace("Σ", "σ").lower()
-
-
-def clean(text: str, tokenize_chinese_chars: bool = True) -> str:
-    """Control characters dropped, white space made spaces, spaces around Chinese characters; composed (NFC).
-
-    >>> clean("a\\x00b\\tc中d")
-    'ab c 中 d'
-    """
-    return unicodedata.normalize("NFC", text.translate(CLEAN_CHINESE if tokenize_chinese_chars else CLEAN))
-
-
-def split_words(text: str, strip_accents: bool = True, special: Sequence[str] = ()) -> list[str]:
-    """The words and punctuation marks of a clean text; a word that is in `special` stays whole.
-
-    >>> split_words("un café, [SEP]", special=["[SEP]"])
-    ['un', 'cafe', ',', '[SEP]']
-    """
-    words: list[str] = []
-    for word in text.split():
-        if word in special:  # cleaning may have uncovered one, as in "[S\\0EP]"
-            words.append(word)
-            continue
-        if strip_accents:
-            word = unicodedata.normalize("NFD", word).translate(DROP_MARKS)
-        words += word.translate(SPACE_PUNCTUATION).split()
-    return words
-
-
-def wordpiece(word: str, vocab: Mapping[str, int], unk_token: str = "[UNK]") -> list[str]:
-    """The longest piece that starts the word, then the longest "##" piece that starts the rest, and so on.
-
-    One `unk_token` if no piece starts some rest, or if the word has more than MAX_WORD characters.
-
-    >>> wordpiece("abcdefz", {"a": 0, "ab": 1, "##cd": 2, "##efz": 3, "abcdefg": 4})
-    ['ab', '##cd', '##efz']
-    """
-    if len(word) > MAX_WORD:
-        return [unk_token]
-    pieces, start = [], 0
-    while start < len(word):
-        mark = "##" if start else ""
-        for end in range(len(word), start, -1):
-            if mark + word[start:end] in vocab:
-                break
-        else:
-            return [unk_token]
-        pieces.append(mark + word[start:end])
-        start = end
-    return pieces
-
-
-# ---- training
-
-
-def learn_pieces(
-    words: Mapping[str, int], number: int, min_frequency: int = 2, share: float = 0.25
-) -> list[str]:
-    """At most `number` pieces, each merged from two neighbours, in the order in which they were merged.
-
-    `words` has each word's count. The pair ab with the highest freq(ab) / (freq(a)·freq(b)) is merged, again
-    and again. Alone, that score starts with the rarest letters ("qx", seen once, scores 1) and leaves common
-    words in bits: 2.7 pieces a word in a trial with 4,000 pieces. So only pairs that occur `min_frequency`
-    times, and `share` times as often as the most frequent one, are candidates: 1.2 pieces a word, as few as
-    merging by frequency gives. Ties go to the pair met first, the words sorted by count, then by alphabet:
-    the order of `words` does not matter.
-
-    The textbook example: "gs" occurs 5 times, ##g 20, ##s 5, a score of 1/20; "hu" 15 / (15·36) is only 1/36.
-
-    >>> learn_pieces({"hug": 10, "pug": 5, "pun": 12, "bun": 4, "hugs": 5}, 3)
-    ['##gs', 'pu', 'hu']
-    """
-    pairs = PairCounts(words)
-    learnt: dict[str, None] = {}
-    while len(learnt) < number:
-        best = pairs.best(min_frequency, share)
-        if best is None:
-            break
-        learnt[pairs.merge(best)] = None
-    return list(learnt)
-
-
-class PairCounts:
-    """How often each piece and each pair of neighbours occurs, in words that are merged step by step.
-
-    Pieces and pairs are numbered as they are met. The counts lie in flat arrays, so that numpy can score all
-    pairs at once: a merge changes freq(a) and freq(b), and so the score of every pair that holds a or b.
-    """
-
-    def __init__(self, words: Mapping[str, int]):
-        self.words = sorted(words, key=lambda word: (-words[word], word))
-        self.times = [words[word] for word in self.words]
-        self.names: list[str] = []  # of each piece
-        self.numbers: dict[str, int] = {}  # of each piece
-        self.pairs: dict[tuple[int, int], int] = {}  # pair of pieces → its number
-        self.where: defaultdict[int, set[int]] = defaultdict(set)  # pair → words that hold it, or once did
-        self.frequency = array("q")  # of each piece
-        self.left, self.right, self.together = array("q"), array("q"), array("q")  # of each pair
-        self.spelling = [[self._number("##" * (i > 0) + c) for i, c in enumerate(w)] for w in self.words]
-        for w in range(len(self.words)):
-            self._count(w, +1)
-
-    def _number(self, name: str) -> int:
-        if name not in self.numbers:
-            self.numbers[name] = len(self.names)
-            self.names.append(name)
-            self.frequency.append(0)
-        return self.numbers[name]
-
-    def _count(self, w: int, sign: int) -> None:
-        """Add (+1) or take away (-1) the pieces and pairs of word number `w`."""
-        for piece in self.spelling[w]:
-            self.frequency[piece] += sign * self.times[w]
-        for pair in pairwise(self.spelling[w]):
-            k = self.pairs.setdefault(pair, len(self.pairs))
-            if k == len(self.together):
-                for column, value in zip((self.left, self.right, self.together), (*pair, 0), strict=True):
-                    column.append(value)
-            self.together[k] += sign * self.times[w]
-            self.where[k].add(w)
-
-    def best(self, min_frequency: int, share: float) -> int | None:
-        """The number of the pair with the highest score; None if no pair is frequent enough."""
-        if not self.pairs:
-            return None
-        columns = (self.frequency, self.left, self.right, self.together)
-        frequency, left, right, together = (np.frombuffer(column, dtype=np.int64) for column in columns)
-        candidates = np.flatnonzero(together >= max(min_frequency, 1, share * together.max()))
-        if not len(candidates):
-            return None
-        a, b = frequency[left[candidates]], frequency[right[candidates]]
-        return int(candidates[np.argmax(together[candidates] / (a * b))])
-
-    def merge(self, k: int) -> str:
-        """Make pair number `k` one piece wherever it stands, left to right; the name of the piece."""
-        pair = self.left[k], self.right[k]
-        name = self.names[pair[0]] + self.names[pair[1]].removeprefix("##")
-        merged = self._number(name)
-        for w in sorted(self.where.pop(k)):
-            self._count(w, -1)
-            spelling: list[int] = []
-            for piece in self.spelling[w]:
-                if spelling and (spelling[-1], piece) == pair:
-                    spelling[-1] = merged
-                else:
-                    spelling.append(piece)
-            self.spelling[w] = spelling
-            self._count(w, +1)
-        return name
-
-
-# ---- the tokenizer
 
 
 def read_vocabulary(path: Path) -> list[str]:
@@ -315,9 +111,8 @@ class BertTokenizer:
         self.clean_up_tokenization_spaces = clean_up_tokenization_spaces
         self.pad_token, self.unk_token, self.cls_token = pad_token, unk_token, cls_token
         self.sep_token, self.mask_token = sep_token, mask_token
-        self.all_special_tokens = list(
-            dict.fromkeys((unk_token, sep_token, pad_token, cls_token, mask_token))
-        )
+        special = (unk_token, sep_token, pad_token, cls_token, mask_token)
+        self.all_special_tokens = list(dict.fromkeys(special))
         check_vocabulary(str(vocab_file) if is_file else "vocabulary", tokens, self.all_special_tokens)
         self.vocab = {token: i for i, token in enumerate(tokens)}
         self.ids_to_tokens = dict(enumerate(tokens))
@@ -327,12 +122,6 @@ class BertTokenizer:
         longest_first = sorted(self.all_special_tokens, key=len, reverse=True)
         self._special = re.compile("(" + "|".join(map(re.escape, longest_first)) + ")")
         self._remembered: dict[str, list[str]] = {}  # word → pieces
-
-    @property
-    def options(self) -> dict:
-        """The constructor's arguments after the vocabulary."""
-        names = ("do_lower_case", "strip_accents", "tokenize_chinese_chars", "model_max_length", *ROLES)
-        return {name: getattr(self, name) for name in (*names, "clean_up_tokenization_spaces")}
 
     @property
     def vocab_size(self) -> int:
@@ -421,22 +210,19 @@ class BertTokenizer:
         naming the argument.
         """
         single, examples = self._examples(text, text_pair, is_split_into_words)
-        padding, truncation, limit = self._strategies(padding, truncation, max_length)
+        padding, truncation, limit = self._strategies(padding, truncation, max_length, pad_to_multiple_of)
         rows = [self._row(a, b, add_special_tokens, truncation, limit) for a, b in examples]
-        batch = Batch(
-            zip(("input_ids", "token_type_ids", "special_tokens_mask"), zip(*rows, strict=True), strict=True)
-        )
-        if return_token_type_ids is False:
-            del batch["token_type_ids"]
-        if not return_special_tokens_mask:
-            del batch["special_tokens_mask"]
-        lengths = [len(row) for row in batch["input_ids"]]
+        names = ("input_ids", "token_type_ids", "special_tokens_mask")
+        wanted = (True, return_token_type_ids is not False, return_special_tokens_mask)
+        columns = zip(names, zip(*rows, strict=True), wanted, strict=True)
+        batch = {name: column for name, column, kept in columns if kept}
         batch = self.pad(batch, padding, limit, pad_to_multiple_of, return_attention_mask)
         if return_length:  # as in the reference: of one text with its padding, of a batch without
-            batch["length"] = [len(batch["input_ids"][0])] if single else lengths
+            ids = batch["input_ids"] if single else [row[0] for row in rows]
+            batch["length"] = list(map(len, ids))
         if return_tensors is not None:
             return as_tensors(batch, return_tensors)
-        return Batch({name: rows[0] for name, rows in batch.items()}) if single else batch
+        return Batch({name: column[0] for name, column in batch.items()}) if single else batch
 
     def _examples(self, text, text_pair, split: bool) -> tuple[bool, list]:
         """(whether it is one text, [(ids, ids of the second text or None), …])"""
@@ -452,9 +238,8 @@ class BertTokenizer:
             text = [t[0] if pair is not None else t for t, pair in zip(text, text_pair, strict=True)]
         pairs = [None] * len(text) if text_pair is None else text_pair
         if isinstance(pairs, str) or len(pairs) != len(text):
-            raise ValueError(
-                f"text has {len(text)} texts, text_pair {1 if isinstance(pairs, str) else len(pairs)}"
-            )
+            found = 1 if isinstance(pairs, str) else len(pairs)
+            raise ValueError(f"text has {len(text)} texts, text_pair {found}")
         return single, [tuple(self._ids(t, split) for t in both) for both in zip(text, pairs, strict=True)]
 
     def _ids(self, text, split: bool) -> list[int] | None:
@@ -463,7 +248,8 @@ class BertTokenizer:
         words = text if split and not isinstance(text, str) else [text]
         return [self.vocab[token] for word in words for token in self.tokenize(word)]
 
-    def _strategies(self, padding, truncation, max_length) -> tuple:
+    def _strategies(self, padding, truncation, max_length, multiple=None) -> tuple:
+        """(None, 'longest' or 'max_length'; None or how to truncate; the length that both refer to)"""
         if truncation is None:
             truncation = max_length is not None and padding is False
         for name, value, known in (("padding", padding, PADDING), ("truncation", truncation, TRUNCATION)):
@@ -476,29 +262,29 @@ class BertTokenizer:
                 "no max_length and no model_max_length: nothing to pad or truncate to", stacklevel=3
             )
             padding, truncation = None if padding == "max_length" else padding, None
+        if truncation and padding and multiple and limit % multiple:
+            raise ValueError(f"max_length={limit} is not a multiple of pad_to_multiple_of={multiple}")
         return padding, truncation, limit
 
     def _row(
         self, a: list[int], b: list[int] | None, special: bool, truncation: str | None, limit: int
     ) -> tuple:
         """(ids, token types, special tokens mask) of one example."""
-        added = (2 if b is None else 3) if special else 0
+        added = special * (2 if b is None else 3)
         if truncation and len(a) + len(b or []) + added > limit:
             a, b = truncate(a, b, limit - added, truncation, limit)
-        second = b or []
         if not special:
-            return a + second, [0] * len(a + second), [0] * len(a + second)
+            ids = a + (b or [])
+            return ids, [0] * len(ids), [0] * len(ids)
         ids, types, mask = (
             [self.cls_token_id, *a, self.sep_token_id],
             [0] * (len(a) + 2),
             [1, *[0] * len(a), 1],
         )
         if b is not None:
-            ids, types, mask = (
-                [*ids, *b, self.sep_token_id],
-                types + [1] * (len(b) + 1),
-                [*mask, *[0] * len(b), 1],
-            )
+            ids += [*b, self.sep_token_id]
+            types += [1] * (len(b) + 1)
+            mask += [*[0] * len(b), 1]
         return ids, types, mask
 
     def pad(
@@ -517,18 +303,14 @@ class BertTokenizer:
         """
         if not isinstance(encoded_inputs, Mapping):
             encoded_inputs = {name: [row[name] for row in encoded_inputs] for name in encoded_inputs[0]}
-        batch = Batch({name: list(map(list, rows)) for name, rows in encoded_inputs.items()})
-        lengths = [len(row) for row in batch["input_ids"]]
+        batch = Batch(encoded_inputs)
+        for name, rows in batch.items():
+            batch[name] = [row.tolist() if hasattr(row, "tolist") else list(row) for row in rows]
+        lengths = list(map(len, batch["input_ids"]))
         if return_attention_mask is not False:
             batch.setdefault("attention_mask", [[1] * length for length in lengths])
-        padding = PADDING.get(padding, padding)
-        width = (
-            max(lengths)
-            if padding == "longest"
-            else self.model_max_length
-            if max_length is None
-            else max_length
-        )
+        padding, _, width = self._strategies(padding, False, max_length)
+        width = max(lengths) if padding == "longest" else width
         if pad_to_multiple_of:
             width = -(-width // pad_to_multiple_of) * pad_to_multiple_of
         fill = {
@@ -537,7 +319,7 @@ class BertTokenizer:
             "attention_mask": 0,
             "special_tokens_mask": 1,
         }
-        for name in batch if padding else ():
+        for name in batch.keys() & fill.keys() if padding else ():
             batch[name] = [row + [fill[name]] * (width - len(row)) for row in batch[name]]
         return batch if return_tensors is None else as_tensors(batch, return_tensors)
 
@@ -588,14 +370,10 @@ class BertTokenizer:
         except FileNotFoundError:
             return cls(vocab_file, **overrides)
         config = read_json(config_file)
-        for key, only in {
-            "do_basic_tokenize": True,
-            "padding_side": "right",
-            "truncation_side": "right",
-        }.items():
+        for key, only in ONLY.items():
             if config.get(key, only) != only:
                 raise ValueError(f"{config_file}: {key}={config[key]!r} is not supported, only {only!r}")
-        options = {key: config[key] for key in cls(SPECIAL_TOKENS).options if config.get(key) is not None}
+        options = {key: config[key] for key in OPTIONS if config.get(key) is not None}
         for key, value in options.items():
             if isinstance(value, dict):  # an AddedToken
                 options[key] = value["content"]
@@ -606,7 +384,7 @@ class BertTokenizer:
         text = "".join(f"{token}\n" for token in self.vocab)
         vocab_file = Path(folder) / "vocab.txt"
         write_atomically(vocab_file, lambda file: file.write_text(text, encoding="utf-8", newline="\n"))
-        config = {**self.options, "tokenizer_class": "BertTokenizer"}
+        config = {**{name: getattr(self, name) for name in OPTIONS}, "tokenizer_class": "BertTokenizer"}
         write_json(Path(folder) / "tokenizer_config.json", config)
         write_json(Path(folder) / "special_tokens_map.json", {role: getattr(self, role) for role in ROLES})
 
@@ -639,13 +417,15 @@ class BertTokenizer:
         for word, times in words.items():
             letters.update({c: times * word.count(c) for c in set(word)})
         alphabet = sorted(letters, key=lambda c: (-letters[c], c))[:limit_alphabet]
-        tokens = [*special, *alphabet, *("##" + c for c in alphabet if len(tokenizer.words("a" + c)) == 1)]
+        inside = ["##" + c for c in alphabet if len(tokenizer.words("a" + c)) == 1]
+        tokens = [*special, *alphabet, *inside]
         if len(tokens) > vocab_size:
-            found = f"{len(special)} special tokens and {len(tokens) - len(special)} letters"
-            raise ValueError(f"vocab_size={vocab_size} is too small for the {found} of these texts")
-        known = {word: times for word, times in words.items() if letters.keys() & set(word) <= set(alphabet)}
+            found = f"{len(special)} special tokens, {len(alphabet)} letters and {len(inside)} inside words"
+            raise ValueError(f"vocab_size={vocab_size} is too small: the texts have {found}")
+        dropped = letters.keys() - alphabet
+        known = {word: times for word, times in words.items() if dropped.isdisjoint(word)}
         pieces = learn_pieces(known, vocab_size - len(tokens), min_frequency)
-        return cls(tokens + pieces, **options)
+        return cls(list(dict.fromkeys(tokens + pieces)), **options)
 
 
 def truncate(a: list[int], b: list[int] | None, room: int, strategy: str, limit: int) -> tuple:

@@ -7,9 +7,9 @@ A text becomes pieces in four small functions; BertTokenizer (tokenizer.py) call
     split_words  split on white space, strip accents, make each punctuation mark a word of its own
     wordpiece    cut a word into the longest pieces that the vocabulary has
 
-They follow the slow BertTokenizer of transformers 4.37.2 on any Unicode text; what is a mark or punctuation is
-`unicodedata`'s answer, as there. The vocabulary is learnt as the paper's is (section 5: 100k wordpieces from
-the alt-texts), by the usual score (Schuster & Nakajima 2012); Google's own trainer was never released.
+They follow the slow BertTokenizer of transformers 4.37.2 on any Unicode text; what is a mark or punctuation
+is `unicodedata`'s answer, as there. The vocabulary is learnt as the paper's is (section 5: 100k wordpieces
+from the alt-texts), by the usual score (Schuster & Nakajima 2012); Google's own trainer was never released.
 """
 
 from __future__ import annotations

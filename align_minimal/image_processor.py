@@ -177,8 +177,8 @@ class EfficientNetImageProcessor:
     """Pictures → pixel_values (B, 3, H, W) float32. The options are fields, and keywords of a call.
 
     `size` and `crop_size` are {"height", "width"}, (height, width) or one number; resizing ignores the aspect
-    ratio. `resample` is a Pillow filter, 0 to 5. Rescaled pixels are x·rescale_factor, or with rescale_offset
-    x·rescale_factor − 1. `include_top` divides by image_std (again), as the ImageNet classifiers expect.
+    ratio. `resample` is a `PIL.Image.Resampling` or its number. Rescaled pixels are x·rescale_factor, less 1
+    with rescale_offset. `include_top` divides by image_std (again), as the ImageNet classifiers expect.
     Raises ValueError for an option out of range, TypeError naming the nearest option for one unknown.
 
     >>> processor = EfficientNetImageProcessor(size=64)
@@ -214,7 +214,9 @@ class EfficientNetImageProcessor:
         if 0 in self.image_std:
             raise ValueError(f"image_std {self.image_std} must not hold a 0: pixels are divided by it")
         if self.resample not in list(Image.Resampling):
-            raise ValueError(f"resample {self.resample!r} must be one of Pillow's filters, 0 to 5")
+            raise ValueError(
+                f"resample {self.resample!r} must be one of Pillow's filters, 0 to {max(Image.Resampling)}"
+            )
         self.resample = int(self.resample)
         if not isinstance(self.rescale_factor, (int, float)) or not math.isfinite(self.rescale_factor):
             raise ValueError(f"rescale_factor must be a finite number, not {self.rescale_factor!r}")

@@ -37,7 +37,9 @@ def sizes(draw, most: int = 40):
 
 
 OPTIONS = st.fixed_dictionaries(
-    {"resample": st.integers(0, 5)},  # the two versions differ in the default
+    {
+        "resample": st.sampled_from([int(r) for r in Image.Resampling])
+    },  # the two versions differ in the default
     optional={
         "do_resize": st.booleans(),
         "size": sizes(),

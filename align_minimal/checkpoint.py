@@ -6,6 +6,7 @@ On disk the keys are always Hugging Face's; KEY_MAP is all that lies between the
 from __future__ import annotations
 
 import pickle
+import warnings
 import zipfile
 from pathlib import Path
 from typing import ClassVar
@@ -15,6 +16,7 @@ import torch.nn as nn
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
+from torch.overrides import TorchFunctionMode
 
 from .hub import find_file, write_atomically
 
@@ -69,14 +71,18 @@ def read_tensors(path: Path) -> dict[str, Tensor]:
     try:
         if path.suffix == ".safetensors":
             return load_file(path)
-        tensors = torch.load(path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path))
+        with warnings.catch_warnings():  # about pickle protocols, on files that are refused below
+            warnings.simplefilter("ignore")
+            tensors = torch.load(path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path))
     except pickle.UnpicklingError:
         raise ValueError(
             f"{path}: holds more than tensors, or is broken; refused without running it"
         ) from None
-    except (SafetensorError, RuntimeError, EOFError, ValueError, KeyError) as error:
-        raise ValueError(f"{path}: broken or incomplete weights ({str(error).splitlines()[0]})") from None
-    if not isinstance(tensors, dict) or not all(isinstance(t, Tensor) for t in tensors.values()):
+    except (SafetensorError, RuntimeError, EOFError, ValueError, KeyError, OSError) as error:
+        reason = (str(error) or type(error).__name__).splitlines()[0]
+        raise ValueError(f"{path}: broken or incomplete weights ({reason})") from None
+    named = isinstance(tensors, dict) and all(isinstance(key, str) for key in tensors)
+    if not named or not all(isinstance(t, Tensor) for t in tensors.values()):
         raise ValueError(f"{path}: expected a dictionary of tensors")
     return tensors
 
@@ -118,6 +124,15 @@ def load_weights(model: nn.Module, path: Path, prefix: str = "") -> None:
     model.load_state_dict(state, assign=True)
 
 
+class SkipInit(TorchFunctionMode):
+    """Inside it, torch.nn.init leaves tensors as they are. (On the meta device one normal_ costs seconds.)"""
+
+    def __torch_function__(self, func, types, args=(), kwargs=None):
+        if getattr(func, "__module__", None) == "torch.nn.init":
+            return args[0] if args else kwargs["tensor"]
+        return func(*args, **(kwargs or {}))
+
+
 class PretrainedModel(nn.Module):
     """An nn.Module with a configuration, that loads from and saves to a checkpoint folder."""
 
@@ -142,14 +157,24 @@ class PretrainedModel(nn.Module):
         """
         config = cls.config_class.from_pretrained(dir_or_name)
         path = find_file(dir_or_name, "model.safetensors", "pytorch_model.bin")
-        with torch.device("meta"):  # no memory and no random numbers for weights about to be replaced
+        with torch.device("meta"), SkipInit():  # no memory for weights about to be replaced, and no time
             model = cls(config, **kwargs)
         load_weights(model, path, cls.prefix)
         return model.eval()
 
     def save_pretrained(self, directory: str | Path) -> None:
         """Write `model.safetensors` and `config.json` into `directory`, each atomically."""
-        tensors = {hugging_face_key(name): t.contiguous() for name, t in self.state_dict().items()}
-        self.config.save_pretrained(directory)
-        path = Path(directory) / "model.safetensors"
-        write_atomically(path, lambda temporary: save_file(tensors, temporary, metadata={"format": "pt"}))
+        tensors: dict[str, Tensor] = {}
+        stored = set()
+        for name, tensor in self.state_dict().items():  # safetensors wants neither strides nor sharing
+            shared = tensor.data_ptr() in stored
+            stored.add(tensor.data_ptr())
+            tensors[hugging_face_key(name)] = tensor.clone() if shared else tensor.contiguous()
+
+        def write(temporary: Path) -> None:
+            save_file(tensors, temporary, metadata={"format": "pt"})
+            self.config.save_pretrained(
+                directory
+            )  # only now: a failed save leaves both old files as they were
+
+        write_atomically(Path(directory) / "model.safetensors", write)

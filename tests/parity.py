@@ -9,6 +9,7 @@ import torch
 import torch.nn as nn
 from torch import Tensor
 
+from align_minimal.bert import BertLayer
 from align_minimal.checkpoint import hugging_face_key
 from align_minimal.efficientnet import MBConv
 
@@ -64,21 +65,30 @@ def healthy(model: nn.Module, seed: int = 0, sample: Tensor | None = None) -> nn
         elif isinstance(module, (nn.BatchNorm2d, nn.LayerNorm)):
             draw(module.weight, 1, 0.1)
             draw(module.bias, 0, 0.1)
-    for block in model.modules():
+    for block in model.modules():  # small branches, as in a trained network
         if isinstance(block, MBConv) and block.residual:
-            block.project.bn.weight.mul_(0.15)  # as in a trained network: or 55 blocks amplify rounding
+            block.project.bn.weight.mul_(0.15)  # or 55 blocks amplify rounding
+        elif isinstance(block, BertLayer):
+            block.attention.output.weight.mul_(0.3)  # or 12 layers make all tokens alike
+            block.feed_forward.down.weight.mul_(0.3)
     if sample is not None:
-        norms = [m for m in model.modules() if isinstance(m, nn.BatchNorm2d)]
-        momenta = [m.momentum for m in norms]
-        tower = getattr(model, "vision_model", model)
-        was_training = tower.training
-        for norm in norms:
-            norm.momentum = 1.0
-        tower.train()(sample)
-        tower.train(was_training)
-        for norm, momentum in zip(norms, momenta, strict=True):
-            norm.momentum = momentum
+        fill_running_statistics(getattr(model, "vision_model", model), sample)
     return model
+
+
+def fill_running_statistics(tower: nn.Module, sample: Tensor) -> None:
+    """Each BatchNorm's running statistics become those of what reaches it, layer after layer, in one pass."""
+
+    def fill(norm: nn.BatchNorm2d, inputs: tuple[Tensor]) -> None:
+        norm.running_mean.copy_(inputs[0].mean((0, 2, 3)))
+        norm.running_var.copy_(inputs[0].var((0, 2, 3), correction=0))
+
+    hooks = [m.register_forward_pre_hook(fill) for m in tower.modules() if isinstance(m, nn.BatchNorm2d)]
+    training = tower.training
+    tower.eval()(sample)  # in training, drop-connect would have its part in them
+    tower.train(training)
+    for hook in hooks:
+        hook.remove()
 
 
 def copy_to_hugging_face(ours: nn.Module, theirs: nn.Module) -> nn.Module:
@@ -91,6 +101,23 @@ def copy_to_hugging_face(ours: nn.Module, theirs: nn.Module) -> nn.Module:
 def gradients(model: nn.Module, rename=lambda name: name) -> dict[str, Tensor]:
     """Each parameter's gradient by (renamed) name; zeros where there is none."""
     return {rename(n): torch.zeros_like(p) if p.grad is None else p.grad for n, p in model.named_parameters()}
+
+
+def assert_gradients_close(ours: dict[str, Tensor], theirs: dict[str, Tensor], tolerance: float) -> None:
+    """Each parameter's gradient within the tolerance.
+
+    Where nothing but rounding is left of theirs (a bias that a BatchNorm in training takes away again, a
+    key's bias before the softmax), ours must be as good as 0 too, beside the largest gradient there is.
+    """
+    assert set(ours) == set(theirs)
+    largest = max(g.double().norm().item() for g in theirs.values())
+    for name, expected in theirs.items():
+        rounding = 1e2 * torch.finfo(expected.dtype).eps * largest
+        if expected.double().norm() > rounding:
+            assert_close(ours[name], expected, tolerance, f"gradient of {name}")
+        else:
+            limit = 1e2 * torch.finfo(ours[name].dtype).eps * largest
+            assert ours[name].double().norm() <= limit, f"gradient of {name} is not 0"
 
 
 def golden(name: str) -> dict[str, np.ndarray]:

@@ -3,10 +3,11 @@
     python tests/golden/make_vision.py
 
 Each file holds `config` (JSON), `weight/KEY`, `pixels`, `probe/NAME`, and for the tower in eval and in train
-mode (`eval/…`, `train/…`, no drop): its outputs, `grad_input` and `grad`, the gradients of Σ probe·output, flat,
-one parameter after the other in the order of the weights. For each part (`embeddings`, `encoder.blocks.1`, …)
-`PART/input`, `probe`, `output`, `grad_input`, `grad`, and the `residual` that their projection adds inside.
-Keys are Hugging Face's. Results are float64; weights and inputs are float16 numbers, so exact in any precision.
+mode (`eval/…`, `train/…`, no drop): its outputs, `grad_input` and `grad`, the gradients of Σ probe·output,
+flat, one parameter after the other in the order of the weights. For each part (`embeddings`,
+`encoder.blocks.1`, …) `PART/input`, `probe`, `output`, `grad_input`, `grad`, and the `residual` that their
+projection adds inside.
+Keys are Hugging Face's. Results are float64; weights and inputs are float16 numbers, exact in any precision.
 """
 
 import json
@@ -36,7 +37,7 @@ CASES = {
     "vision_mean": {},
     "vision_max_padded": dict(pooling_type="max", depthwise_padding=[1], hidden_act="gelu"),
 }
-ACTIVATIONS = ("relu", "gelu", "gelu_new", "silu", "swish", "mish")
+ACTIVATIONS = ("relu", "gelu_new", "mish")  # the two cases have swish and gelu
 SMALL = ("weight/", "pixels", "/input", "/residual", "probe")  # the arrays kept as float16
 
 
@@ -76,6 +77,7 @@ def part(module: torch.nn.Module, *inputs: Tensor) -> dict[str, Tensor]:
 
 def parts(model: AlignVisionModel, pixels: Tensor, blocks: range) -> dict[str, Tensor]:
     """The stem, and each part of the blocks asked for, each at the (rounded) output of the one before."""
+    pixels = pixels[:1]
     found = {"embeddings": (model.embeddings, (pixels,))}
     x = rounded(model.embeddings(pixels))
     for i, block in enumerate(model.encoder.blocks):
@@ -103,12 +105,13 @@ def whole(model: AlignVisionModel, pixels: Tensor, probes: dict[str, Tensor], mo
     out = model(x, output_hidden_states=True)
     sum((probe * out[name]).sum() for name, probe in probes.items()).backward()
     arrays = {f"{mode}/{name}": out[name] for name in probes}
-    arrays |= {f"{mode}/hidden/{i}": h for i, h in enumerate(out.hidden_states)}
+    if mode == "eval":
+        arrays |= {f"{mode}/hidden/{i}": h for i, h in enumerate(out.hidden_states)}
     return arrays | {f"{mode}/grad_input": x.grad, f"{mode}/grad": flat_gradient(model)}
 
 
 def activations(model: AlignVisionModel, config: dict, pixels: Tensor, probe: Tensor) -> dict[str, Tensor]:
-    """What the tower pools with every activation, and the gradient of the pixels."""
+    """What the tower pools with other activations, and the gradient of the pixels."""
     arrays = {}
     for act in ACTIVATIONS:
         twin = AlignVisionModel(AlignVisionConfig(**config | dict(hidden_act=act))).double().eval()

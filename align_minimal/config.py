@@ -6,8 +6,10 @@ But: an unknown keyword is an error here, where the reference swallows it.
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 import difflib
+import math
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import partial
@@ -66,7 +68,7 @@ class Config:
         if cls.part_of_align in content:
             content = content[cls.part_of_align]
         names = {f.name for f in dataclasses.fields(cls)}
-        return cls(**{key: value for key, value in content.items() if key in names})
+        return cls(**copy.deepcopy({key: value for key, value in content.items() if key in names}))
 
     @classmethod
     def from_pretrained(cls, dir_or_name: str | Path):
@@ -88,16 +90,19 @@ class Config:
                 raise ValueError("hidden_act is a callable; only a named activation can be saved")
         write_json(Path(directory) / "config.json", self.to_dict())
 
-    def _check(self, positive: tuple[str, ...] = (), rates: tuple[str, ...] = ()) -> None:
-        """ValueError unless the fields named are whole numbers from 1 up, or lie in [0, 1)."""
-        for name in positive:
-            value = getattr(self, name)
-            if not isinstance(value, int) or isinstance(value, bool) or value < 1:
-                raise ValueError(f"{name} must be a whole number of at least 1, not {value!r}")
-        for name in rates:
-            value = getattr(self, name)
-            if not isinstance(value, (int, float)) or not 0 <= value < 1:
-                raise ValueError(f"{name} must lie in [0, 1), not {value!r}")
+    def _check(
+        self, positive: tuple[str, ...] = (), rates: tuple[str, ...] = (), reals: tuple[str, ...] = ()
+    ) -> None:
+        """ValueError unless fields are whole numbers from 1 up, rates in [0, 1), reals above 0."""
+        for names, kinds, valid, wanted in (
+            (positive, int, lambda x: x >= 1, "be a whole number of at least 1"),
+            (rates, (int, float), lambda x: 0 <= x < 1, "lie in [0, 1)"),
+            (reals, (int, float), lambda x: 0 < x < math.inf, "be a number above 0"),
+        ):
+            for name in names:
+                value = getattr(self, name)
+                if not isinstance(value, kinds) or isinstance(value, bool) or not valid(value):
+                    raise ValueError(f"{name} must {wanted}, not {value!r}")
 
 
 @dataclass
@@ -132,7 +137,10 @@ class AlignTextConfig(Config):
             positive=("vocab_size", "hidden_size", "num_hidden_layers", "num_attention_heads")
             + ("intermediate_size", "max_position_embeddings", "type_vocab_size"),
             rates=("hidden_dropout_prob", "attention_probs_dropout_prob"),
+            reals=("initializer_range", "layer_norm_eps"),
         )
+        if self.pad_token_id not in range(self.vocab_size):
+            raise ValueError(f"pad_token_id must lie in [0, {self.vocab_size}), not {self.pad_token_id!r}")
         get_activation(self.hidden_act)
         if self.hidden_size % self.num_attention_heads:
             raise ValueError(
@@ -190,13 +198,14 @@ class AlignVisionConfig(Config):
     def __post_init__(self):
         self._check(
             positive=("num_channels", "image_size", "depth_divisor", "hidden_dim"),
-            rates=("drop_connect_rate",),
+            rates=("drop_connect_rate", "batch_norm_momentum"),
+            reals=("width_coefficient", "depth_coefficient", "squeeze_expansion_ratio")
+            + ("initializer_range", "batch_norm_eps"),
         )
         get_activation(self.hidden_act)
-        for name in ("width_coefficient", "depth_coefficient", "squeeze_expansion_ratio"):
-            value = getattr(self, name)
-            if not isinstance(value, (int, float)) or value <= 0:
-                raise ValueError(f"{name} must be a number above 0, not {value!r}")
+        padded = self.depthwise_padding
+        if not isinstance(padded, (list, tuple)) or not all(isinstance(i, int) and i >= 0 for i in padded):
+            raise ValueError(f"depthwise_padding must be a list of block indices from 0 up, not {padded!r}")
         for name in self.STAGE_LISTS:
             values = getattr(self, name)
             if not isinstance(values, (list, tuple)) or not all(isinstance(v, int) and v > 0 for v in values):
@@ -236,9 +245,7 @@ class AlignConfig(Config):
                 setattr(self, name, kind.from_dict(value or {}))
             elif not isinstance(value, kind):
                 raise TypeError(f"{name} must be {kind.__name__}, a dict or None, not {type(value).__name__}")
-        self._check(positive=("projection_dim",))
-        if not isinstance(self.temperature_init_value, (int, float)) or self.temperature_init_value <= 0:
-            raise ValueError(f"temperature_init_value must be above 0, not {self.temperature_init_value!r}")
+        self._check(positive=("projection_dim",), reals=("temperature_init_value", "initializer_range"))
 
     def to_dict(self) -> dict[str, Any]:
         """A plain dictionary, the towers' configurations inside it."""

@@ -175,6 +175,8 @@ def layer_head_masks(head_mask: Tensor | None, config: AlignTextConfig) -> list[
     layers, heads = config.num_hidden_layers, config.num_attention_heads
     if head_mask is None:
         return [None] * layers
+    if not isinstance(head_mask, Tensor):
+        raise TypeError(f"head_mask must be a tensor, not {type(head_mask).__name__}")
     if head_mask.shape not in ((heads,), (layers, heads)):
         raise ValueError(f"head_mask must be ({heads},) or ({layers}, {heads}), not {tuple(head_mask.shape)}")
     return list(head_mask.expand(layers, heads)[:, None, :, None, None])
@@ -214,6 +216,8 @@ def check_text(config: AlignTextConfig, ids, mask, types, positions, embeds) -> 
     check_ids("input_ids", ids, (B, T), config.vocab_size, "the vocabulary")
     check_ids("token_type_ids", types, (B, T), config.type_vocab_size, "type_vocab_size")
     check_ids("position_ids", positions, (B, T), config.max_position_embeddings, "max_position_embeddings")
+    if mask is not None and not isinstance(mask, Tensor):
+        raise TypeError(f"attention_mask must be a tensor, not {type(mask).__name__}")
     if mask is not None and tuple(mask.shape) not in ((B, T), (B, T, T)):
         raise ValueError(f"attention_mask must be {(B, T)} or {(B, T, T)}, not {tuple(mask.shape)}")
 

@@ -4,8 +4,8 @@
 
 Everything is float64, on tiny random towers whose weights are large enough for every part to show in the
 output. A file holds `config` (JSON), `weight/<key>`, `probe/<output>`, and for each case `<case>/input/…`,
-`<case>/output/…` and `<case>/grad`: the gradients of Σ probe·output, flat, one parameter after the other in the
-order of the weights (zeros where there is none). Keys are Hugging Face's.
+`<case>/output/…` and `<case>/grad`: the gradients of Σ probe·output, flat, one parameter after the other in
+the order of the weights (zeros where there is none). Keys are Hugging Face's.
 """
 
 import json
@@ -76,7 +76,7 @@ def healthy(model: torch.nn.Module) -> torch.nn.Module:
             continue
         if "running_var" in name:
             tensor.uniform_(0.5, 2.0)
-        elif "Norm" in name and name.endswith("weight") or "bn.weight" in name or "norm.weight" in name:
+        elif ("Norm" in name and name.endswith("weight")) or "bn.weight" in name or "norm.weight" in name:
             tensor.uniform_(0.5, 1.5)
         elif tensor.ndim < 2:
             tensor.normal_(0, 0.3)

@@ -1,6 +1,7 @@
 """The tokenizer against transformers 4.37.2's slow BertTokenizer (golden), and live where it is installed."""
 
 import json
+import pickle
 import random
 from collections import Counter
 from importlib import import_module
@@ -12,9 +13,10 @@ import torch
 
 from align_minimal import BertTokenizer
 from align_minimal.tokenizer import OPTIONS
-from align_minimal.wordpiece import learn_pieces, wordpiece
+from align_minimal.wordpiece import learn_pieces, lower, wordpiece
 
 GOLDEN = json.loads((Path(__file__).parent / "golden" / "tokenizer.json").read_text())
+GOLDEN_TEXTS = list(dict.fromkeys(case["text"] for case in GOLDEN["texts"]))
 
 
 @pytest.fixture(scope="module")
@@ -30,8 +32,10 @@ def tokenizer(vocab_file) -> BertTokenizer:
 
 
 def test_tokens_ids_and_decoded_text_equal_the_reference_s(vocab_file):
+    tokenizers: dict = {}
     for case in GOLDEN["texts"]:
-        tokenizer = BertTokenizer(vocab_file, **case["options"])
+        options = tuple(case["options"].items())
+        tokenizer = tokenizers.setdefault(options, BertTokenizer(vocab_file, **case["options"]))
         ids = tokenizer(case["text"])["input_ids"]
         assert tokenizer.tokenize(case["text"]) == case["tokens"], case
         assert ids == case["ids"], case
@@ -47,10 +51,68 @@ def test_pairs_get_a_separator_and_token_type_1(tokenizer):
 
 @pytest.mark.parametrize("case", GOLDEN["calls"], ids=lambda case: str(case["call"]))
 def test_padding_and_truncation_follow_the_reference(tokenizer, case):
-    texts = [c["text"] for c in GOLDEN["texts"]][2:6]
-    assert tokenizer(texts, **case["call"]) == case["texts"]
+    texts = GOLDEN_TEXTS[2:6]
+    if "texts" in case:
+        assert tokenizer(texts, **case["call"]) == case["texts"]
+        assert tokenizer(texts[0], **case["call"]) == case["one"]
     first, second = map(list, zip(*[c["pair"] for c in GOLDEN["pairs"][:2]], strict=True))
     assert tokenizer(first, second, **case["call"]) == case["pairs"]
+    assert tokenizer(list(zip(first, second, strict=True)), **case["call"]) == case["pairs"]
+
+
+def test_texts_already_split_into_words_follow_the_reference(tokenizer):
+    words = [["the", "cats,"], ["[SEP]", "HELLO"]]
+    assert tokenizer(words, is_split_into_words=True) == GOLDEN["words"]
+    one = tokenizer(words[0], is_split_into_words=True)
+    assert one == {name: rows[0] for name, rows in GOLDEN["words"].items()}
+
+
+def test_lower_is_character_by_character_on_every_code_point():
+    every = "".join(map(chr, range(0x110000)))
+    assert lower(every) == "".join(map(str.lower, every))
+    assert lower("aΣ Σa ΑΣ.") == "aσ σa ασ."
+
+
+def test_padding_rows_later_equals_padding_at_once(tokenizer):
+    texts = ["a cat", "the cats sat", ""]
+    at_once = tokenizer(texts, padding=True, return_tensors="pt")
+    rows = [tokenizer(text) for text in texts]
+    for later in (
+        tokenizer.pad(rows, return_tensors="pt"),
+        tokenizer.pad(tokenizer(texts), return_tensors="pt"),
+    ):
+        assert all(torch.equal(later[name], at_once[name]) for name in at_once)
+    labelled = tokenizer.pad([{**row, "labels": [7]} for row in rows], padding="max_length")
+    assert labelled.labels == [[7]] * 3 and all(len(row) == 16 for row in labelled.input_ids)
+
+
+def test_without_any_limit_max_length_pads_nothing_and_says_so(vocab_file):
+    tokenizer = BertTokenizer(vocab_file)
+    with pytest.warns(UserWarning, match="no max_length and no model_max_length"):
+        batch = tokenizer("a cat", padding="max_length", truncation=True)
+    assert batch == tokenizer("a cat")
+
+
+def test_many_words_do_not_grow_the_memory_without_end(vocab_file, monkeypatch):
+    monkeypatch.setattr("align_minimal.tokenizer.MAX_REMEMBERED", 3)
+    tokenizer = BertTokenizer(vocab_file)
+    assert tokenizer.tokenize("a b c d e f g cat the a") == [*"abcdefg", *tokenizer.tokenize("cat the a")]
+    assert len(tokenizer._remembered) <= 3
+
+
+def test_a_tokenizer_goes_to_another_process_whole(tokenizer):
+    assert pickle.loads(pickle.dumps(tokenizer))("the cats") == tokenizer("the cats")
+
+
+def test_ids_of_any_kind_decode(tokenizer):
+    ids = tokenizer.encode("the cats sat.")
+    for kind in (ids, tuple(ids), np.array(ids), torch.tensor(ids), iter(ids)):
+        assert tokenizer.decode(kind, skip_special_tokens=True) == "the cats sat."
+    assert tokenizer.batch_decode(torch.tensor([ids, ids])) == ["[CLS] the cats sat. [SEP]"] * 2
+    assert tokenizer.decode([]) == "" and tokenizer.decode(ids[1]) == "the"
+    assert tokenizer.convert_ids_to_tokens([-100, 10**6]) == ["[UNK]"] * 2
+    assert tokenizer.convert_tokens_to_ids(["the", "unheard-of"]) == [ids[1], tokenizer.unk_token_id]
+    assert tokenizer.convert_tokens_to_ids(None) is None
 
 
 def test_tensors_are_int64_batch_by_tokens(tokenizer):
@@ -106,6 +168,28 @@ def test_saved_and_loaded_it_is_the_same(tmp_path):
     assert BertTokenizer.from_pretrained(tmp_path).do_lower_case  # vocab.txt alone will do
 
 
+def test_files_of_newer_and_older_transformers_are_read(tmp_path, vocab_file):
+    vocab = {token: i for i, token in enumerate(GOLDEN["vocab"])}
+    (tmp_path / "tokenizer.json").write_text(json.dumps({"model": {"type": "WordPiece", "vocab": vocab}}))
+    mask = {"content": "[MASK]", "lstrip": False, "__type": "AddedToken"}
+    config = {"model_max_length": 9, "mask_token": mask, "unk_token": "the", "backend": "tokenizers"}
+    (tmp_path / "tokenizer_config.json").write_text(json.dumps(config))
+    tokenizer = BertTokenizer.from_pretrained(tmp_path, unk_token="[UNK]")
+    assert tokenizer.get_vocab() == vocab and tokenizer.mask_token == "[MASK]"
+    assert tokenizer.model_max_length == 9 and tokenizer.unk_token == "[UNK]"
+    (tmp_path / "tokenizer_config.json").write_text('{"padding_side": "left"}')
+    with pytest.raises(ValueError, match=r"tokenizer_config\.json: padding_side='left' is not supported"):
+        BertTokenizer.from_pretrained(tmp_path)
+
+
+def test_a_word_made_of_known_letters_can_always_be_encoded():
+    tokenizer = BertTokenizer.train(["zebra quiz 中 né", "zebra !"] * 3, vocab_size=60)
+    assert "[UNK]" not in tokenizer.tokenize("quizzer bean ra! 中")
+    assert "##中" not in tokenizer.vocab and "##!" not in tokenizer.vocab  # they are words of their own
+    few = BertTokenizer.train(["aaa bbb aaa c"] * 3, vocab_size=20, limit_alphabet=2)
+    assert few.tokenize("aaa bbb c") == ["aaa", "bbb", "[UNK]"]
+
+
 def test_bad_vocabularies_are_refused_by_name(tmp_path, vocab_file):
     with pytest.raises(FileNotFoundError, match=r"none\.txt"):
         BertTokenizer(tmp_path / "none.txt")
@@ -140,6 +224,28 @@ def test_bad_arguments_are_refused_by_value(tokenizer):
         tokenizer(["a", "b"], ["c"])
     with pytest.raises(ValueError, match="vocab_size"):
         BertTokenizer.train(["a"], vocab_size=5)
+    with pytest.raises(
+        ValueError, match="vocab_size=8 is too small: the texts have 5 special tokens, 2 letters"
+    ):
+        BertTokenizer.train(["ab"], vocab_size=8)
+    with pytest.raises(TypeError, match="not one str"):
+        BertTokenizer.train("one text", vocab_size=50)
+    with pytest.raises(TypeError, match="int"):
+        BertTokenizer.train([3], vocab_size=50)
+    with pytest.raises(TypeError, match="a str or a list of them, not dict"):
+        tokenizer({"text": "a"})
+    with pytest.raises(TypeError, match="not list"):
+        tokenizer([["a", "b", "c"]])
+    with pytest.raises(ValueError, match="empty list"):
+        tokenizer([])
+    with pytest.raises(ValueError, match=r"max_length=7 .* multiple of pad_to_multiple_of=4"):
+        tokenizer("a", padding=True, truncation=True, max_length=7, pad_to_multiple_of=4)
+    with pytest.raises(ValueError, match="'only_second' cannot reach"):
+        tokenizer("a b c d", "e", truncation="only_second", max_length=5)
+    with pytest.raises(ValueError, match="2 texts, text_pair 1"):
+        tokenizer(["a", "b"], "c")
+    with pytest.raises(ValueError, match="padding='sideways'"):
+        tokenizer.pad({"input_ids": [[1]]}, padding="sideways")
     with pytest.raises(ValueError, match="no words"):
         BertTokenizer.train(["", " "], vocab_size=50)
 

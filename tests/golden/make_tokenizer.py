@@ -36,15 +36,20 @@ TEXTS = [
     "don.t--_$3.50 (a) [b] “quotes” … ¿qué? ‽ 、。",
     "👩\u200d👩\u200d👧 🇩🇪 ❤️ café",
     "ﬁ ﬂ Ⅷ ½ ² ℵ K Å Ω",
+    "[S\x00EP] [S\u00adEP]x [SE[SEP]P] [[SEP]] [UNK][PAD]]",
+    "\x85next \x1cfile \u180emongol \u2066iso \u0600ar \U000110bdkaithi \uffffnon \U0010ffff",
+    "\u0390 \u1fd3 \u212a \u2126 \u037e \u1fef \u0130\u0307 \u01c5 \u1e9e \u0345",
+    "a\ufadab \U0002fa1ed \u3007 \u9fa5\u4db5 x\u3400y",
+    "$1.50 + 2^3 = ~9 | `code` <b> @you #1 \u00ac \u20ac \u00a7 \u00b6 \u2044 \u2e18",
+    "##s cat##s ## #",
     "A\u030a\u0323 \u0344 \u1e9b\u0323 각 \u1112\u1161\u11ab",
 ]
 PAIRS = [("the cats sat", "hello"), ("a", "b c d e f g h"), ("", "a"), ("[SEP] x", "")]
 OPTIONS = [
-    {},
-    {"do_lower_case": False},
-    {"strip_accents": False},
-    {"do_lower_case": False, "strip_accents": True},
-    {"tokenize_chinese_chars": False},
+    {"do_lower_case": lower, "strip_accents": strip, "tokenize_chinese_chars": chinese}
+    for lower in (True, False)
+    for strip in (None, True, False)
+    for chinese in (True, False)
 ]
 CALLS = [
     {"padding": True},
@@ -58,6 +63,14 @@ CALLS = [
     {"truncation": False, "max_length": 6},
     {"padding": "longest", "truncation": "longest_first", "max_length": 7},
     {"padding": "do_not_pad", "add_special_tokens": False},
+    {"padding": "do_not_pad", "max_length": 6},
+    {"truncation": "only_first", "max_length": 12},
+    {"truncation": "only_second", "max_length": 8},
+    {"padding": True, "pad_to_multiple_of": 8},
+    {"padding": "max_length", "truncation": True, "max_length": 8, "pad_to_multiple_of": 4},
+    {"padding": True, "return_special_tokens_mask": True, "return_length": True},
+    {"padding": True, "return_attention_mask": False, "return_token_type_ids": False},
+    {"truncation": True, "max_length": 5, "add_special_tokens": False, "return_special_tokens_mask": True},
 ]
 
 
@@ -86,11 +99,16 @@ def main() -> None:
             golden["pairs"].append({"pair": [a, b], "plain": dict(tokenizer(a, b))})
         for call in CALLS:
             texts = dict(tokenizer(TEXTS[2:6], **call))
-            first, second = map(list, zip(*PAIRS[:2]))
-            golden["calls"].append(
-                {"call": call, "texts": texts, "pairs": dict(tokenizer(first, second, **call))}
-            )
-    (HERE / "tokenizer.json").write_text(json.dumps(golden, indent=0) + "\n")
+            one = dict(tokenizer(TEXTS[2], **call))
+            first, second = map(list, zip(*PAIRS[:2], strict=True))
+            pairs = dict(tokenizer(first, second, **call))
+            case = {"call": call, "pairs": pairs}
+            if call.get("truncation") != "only_second":  # which leaves a text without a second one too long
+                case |= {"texts": texts, "one": one}
+            golden["calls"].append(case)
+        words = dict(tokenizer([["the", "cats,"], ["[SEP]", "HELLO"]], is_split_into_words=True))
+        golden["words"] = words
+    (HERE / "tokenizer.json").write_text(json.dumps(golden, separators=(",", ":")) + "\n")
 
 
 if __name__ == "__main__":

@@ -121,7 +121,8 @@ def make_tokenizer(texts: list[str], most: int, folder: Path) -> BertTokenizer:
     path = folder / "vocab.txt"
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text("\n".join(keep) + "\n", encoding="utf-8")
-    return BertTokenizer(path)
+    longest = AlignConfig.preset("emoji").text_config.max_position_embeddings
+    return BertTokenizer(path, model_max_length=longest)
 
 
 def pad(ids: list[list[int]]) -> tuple[Tensor, Tensor]:
@@ -141,6 +142,15 @@ def batches(pairs: Pairs, size: int, rng: random.Random):
         rng.shuffle(order)
         for start in range(0, len(order) - size + 1, size):
             yield [rng.choice(by_concept[c]) for c in order[start : start + size]]
+
+
+def make_model(vocab_size: int, init: str | None) -> AlignModel:
+    """A new model of the preset `emoji`, or the checkpoint to go on from."""
+    if init:
+        return AlignModel.from_pretrained(init)
+    config = AlignConfig.preset("emoji")
+    config.text_config.vocab_size = vocab_size
+    return AlignModel(config)
 
 
 def make_optimizer(model: AlignModel, lr: float, weight_decay: float) -> torch.optim.AdamW:
@@ -166,9 +176,8 @@ def train(pairs: Pairs, tokenizer: BertTokenizer, args: argparse.Namespace) -> A
     """The loop. The schedule also ends after args.minutes, whatever step it has reached by then."""
     torch.manual_seed(args.seed)
     rng = random.Random(args.seed)
-    config = AlignConfig.preset("emoji")
-    config.text_config.vocab_size = len(tokenizer)
-    model, side = AlignModel(config).train(), config.vision_config.image_size
+    model = make_model(len(tokenizer), args.init).train()
+    side = model.config.vision_config.image_size
     optimizer = make_optimizer(model, args.lr, args.weight_decay)
     ids, drawn = encode(pairs.texts, tokenizer), batches(pairs, args.batch_size, rng)
     bar, average, began = tqdm(total=args.steps, unit="step"), None, time.monotonic()
@@ -220,6 +229,7 @@ def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("data", type=Path, help="folder of imagefolders, one a designer")
     parser.add_argument("--out", type=Path, required=True, help="folder for the checkpoint")
+    parser.add_argument("--init", help="a checkpoint to go on from, with its vocabulary and a new schedule")
     parser.add_argument("--hold-out", help="a designer to leave out and measure on")
     parser.add_argument("--hold-out-concepts", action="store_true", help="also leave out one concept in ten")
     parser.add_argument("--steps", type=int, default=4000)
@@ -242,7 +252,10 @@ def main(argv: list[str] | None = None) -> int:
     pairs = load([d for d in designers if d.name != args.hold_out])
     if args.hold_out_concepts:
         pairs = pairs.select([i for i, c in enumerate(pairs.concepts) if not held_out(c)])
-    tokenizer = make_tokenizer([t for texts in pairs.texts for t in texts], args.vocab_size, args.out)
+    if args.init:
+        tokenizer = BertTokenizer.from_pretrained(args.init)
+    else:
+        tokenizer = make_tokenizer([t for texts in pairs.texts for t in texts], args.vocab_size, args.out)
     save(train(pairs, tokenizer, args), tokenizer, args.out)
     if args.hold_out:
         print(json.dumps(evaluate(args.data / args.hold_out, str(args.out)), indent=2))

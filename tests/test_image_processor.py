@@ -107,6 +107,11 @@ def test_pictures_of_unlike_size_come_as_a_list_and_as_one_tensor_are_an_error(p
         processor([picture, PHOTO[:9]], return_tensors="pt")
 
 
+def test_of_an_odd_deficit_the_larger_half_lies_above_and_left():
+    assert center_crop(np.ones((3, 2, 3)), (6, 3))[:, 1, 0].tolist() == [0, 0, 1, 1, 1, 0]
+    assert center_crop(np.ones((3, 2, 3)), (6, 3))[3, :, 0].tolist() == [0, 1, 1]
+
+
 @given(st.tuples(*[st.integers(1, 9)] * 4))
 def test_a_centre_crop_always_has_the_size_asked_for_and_keeps_the_middle(sides):
     height, width, *size = sides
@@ -167,7 +172,7 @@ ONE_PIXEL = {
     "HSV": (Image.new("HSV", (1, 1), (0, 255, 255)), (255, 0, 0)),
     "LAB": (Image.new("LAB", (1, 1), (255, 128, 128)), (255, 255, 255)),
     "I;16": (Image.new("I;16", (1, 1), 0x8080), (128, 128, 128)),
-    "I;16, dark": (Image.new("I;16", (1, 1), 257), (1, 1, 1)),
+    "I;16, dark": (Image.new("I;16", (1, 1), 200), (1, 1, 1)),
     "I;16L": (Image.new("I;16L", (1, 1), 0x8080), (128, 128, 128)),
     "I;16B": (Image.new("I;16B", (1, 1), 0x80FF), (128, 128, 128)),
     "I;16N": (Image.new("I;16N", (1, 1), 0x80FF), (128, 128, 128)),

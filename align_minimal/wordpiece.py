@@ -96,12 +96,10 @@ def split_words(text: str, strip_accents: bool = True, special: Sequence[str] = 
     """
     words: list[str] = []
     for word in text.split():
-        if word in special:  # cleaning may have uncovered one, as in "[S\\0EP]"
-            words.append(word)
-            continue
-        if strip_accents:
+        if strip_accents and word not in special:
             word = unicodedata.normalize("NFD", word).translate(DROP_MARKS)
-        words += word.translate(SPACE_PUNCTUATION).split()
+        # Cleaning and stripping may have uncovered a special token, as in "[S\0EP]".
+        words += [word] if word in special else word.translate(SPACE_PUNCTUATION).split()
     return words
 
 

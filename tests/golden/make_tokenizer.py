@@ -36,7 +36,7 @@ TEXTS = [
     "don.t--_$3.50 (a) [b] “quotes” … ¿qué? ‽ 、。",
     "👩\u200d👩\u200d👧 🇩🇪 ❤️ café",
     "ﬁ ﬂ Ⅷ ½ ² ℵ K Å Ω",
-    "[S\x00EP] [S\u00adEP]x [SE[SEP]P] [[SEP]] [UNK][PAD]]",
+    "[S\x00EP] [S\u00adEP]x [C\x00LS]\u0327 [\u0327SEP] [SE[SEP]P] [[SEP]] [UNK][PAD]]",
     "\x85next \x1cfile \u180emongol \u2066iso \u0600ar \U000110bdkaithi \uffffnon \U0010ffff",
     "\u0390 \u1fd3 \u212a \u2126 \u037e \u1fef \u0130\u0307 \u01c5 \u1e9e \u0345",
     "a\ufadab \U0002fa1ed \u3007 \u9fa5\u4db5 x\u3400y",

@@ -86,6 +86,13 @@ def test_b7_has_the_blocks_of_the_table():
             assert spec.stride == 1 and spec.in_channels == spec.out_channels
 
 
+def test_a_stage_s_first_block_has_no_residual_even_where_it_keeps_the_width():
+    """Keras adds one there; Hugging Face does not. At width 0.25 the first two stages are 8 wide alike."""
+    specs = block_specs(AlignVisionConfig(width_coefficient=0.25, depth_coefficient=1.0))
+    assert (specs[0].in_channels, specs[0].out_channels, specs[0].stride) == (8, 8, 1)
+    assert not specs[0].residual
+
+
 @pytest.mark.parametrize(
     ("width", "depth", "parameters"),
     [(1, 1, 3_595_388), (1.2, 1.4, 10_103_336), (2, 3.1, 62_143_440), (4.3, 5.3, 467_219_796)],

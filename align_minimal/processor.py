@@ -61,7 +61,7 @@ class AlignProcessor:
         """
         if text is None and images is None:
             raise ValueError("text and images are both None: give at least one")
-        if _holds(text, (Image.Image, np.ndarray, torch.Tensor)) or _holds(images, str):
+        if _holds(text, (Image.Image, np.ndarray, torch.Tensor)):
             raise TypeError("text and images are swapped: the order is (text, images); better, name them")
         for_text, for_images = self._route(options)
         batch = Batch()

@@ -109,6 +109,7 @@ def test_who_says_truncation_is_obeyed_without_a_warning(processor):
         ((PICTURE, "a cat"), {}, TypeError, r"swapped: the order is \(text, images\)"),
         (([PICTURE], ["a cat"]), {}, TypeError, "swapped"),
         ((np.zeros((4, 4, 3)),), {}, TypeError, "swapped"),
+        ((None, "cat.png"), {}, TypeError, "not str; open files with load_image"),
         (("a cat",), {"max_lenght": 9}, TypeError, "'max_lenght'.*'max_length'"),
         (("a cat",), {"trunc": True}, TypeError, "'trunc'.*'truncation'"),
         ((None, PICTURE), {"imagemean": 1}, TypeError, "'imagemean'.*'image_mean'"),

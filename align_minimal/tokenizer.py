@@ -433,8 +433,8 @@ def truncate(a: list[int], b: list[int] | None, room: int, strategy: str, limit:
 
     longest_first takes from the longer one, an id at a time; from `b` where they are equal.
 
-    >>> truncate([1, 2, 3, 4], [5, 6, 7], 4, "longest_first", limit=7)
-    ([1, 2], [5, 6])
+    >>> truncate([1, 2, 3, 4], [5, 6, 7], 3, "longest_first", limit=6)
+    ([1, 2], [5])
     """
     keep_a, keep_b = len(a), len(b or [])
     excess = keep_a + keep_b - room

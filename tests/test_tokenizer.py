@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from align_minimal import BertTokenizer
-from align_minimal.tokenizer import OPTIONS
+from align_minimal.tokenizer import OPTIONS, truncate
 from align_minimal.wordpiece import learn_pieces, lower, wordpiece
 
 GOLDEN = json.loads((Path(__file__).parent / "golden" / "tokenizer.json").read_text())
@@ -276,4 +276,10 @@ def test_transformers_loads_what_is_saved_here(tmp_path):
     ours.save_pretrained(tmp_path)
     theirs = transformers.AutoTokenizer.from_pretrained(tmp_path)
     assert theirs.model_max_length == 64
-    assert theirs(texts)["input_ids"] == ours(texts)["input_ids"]
+    slow = slow_reference().from_pretrained(tmp_path)
+    assert theirs(texts)["input_ids"] == slow(texts)["input_ids"] == ours(texts)["input_ids"]
+
+
+def test_of_two_texts_as_long_the_second_is_cut_first():
+    assert truncate([1, 2], [3, 4], 3, "longest_first", limit=6) == ([1, 2], [3])
+    assert truncate([1, 2], [3, 4], 2, "longest_first", limit=5) == ([1], [3])

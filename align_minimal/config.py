@@ -10,7 +10,7 @@ import copy
 import dataclasses
 import difflib
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -44,6 +44,15 @@ def get_activation(name: str | Callable) -> Callable:
     return ACTIVATIONS[name]
 
 
+def check_keywords(owner: str, keywords: Iterable[str], known: Iterable[str]) -> None:
+    """TypeError that names the nearest of the known keywords, for the first that is not among them."""
+    known = list(known)
+    for keyword in keywords:
+        if keyword not in known:
+            near = difflib.get_close_matches(keyword, known, n=1, cutoff=0)[0]
+            raise TypeError(f"{owner} has no keyword {keyword!r}; the nearest is {near!r}")
+
+
 class Config:
     """What the three configurations share: keyword checks, and `config.json` both ways."""
 
@@ -51,11 +60,7 @@ class Config:
     part_of_align: ClassVar[str | None] = None  # the key of this configuration inside a full ALIGN's
 
     def __new__(cls, *args, **kwargs):
-        names = [f.name for f in dataclasses.fields(cls)]
-        for keyword in kwargs:
-            if keyword not in names:
-                near = difflib.get_close_matches(keyword, names, n=1, cutoff=0)[0]
-                raise TypeError(f"{cls.__name__} has no keyword {keyword!r}; the nearest is {near!r}")
+        check_keywords(cls.__name__, kwargs, [f.name for f in dataclasses.fields(cls)])
         return super().__new__(cls)
 
     def to_dict(self) -> dict[str, Any]:

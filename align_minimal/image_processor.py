@@ -11,7 +11,6 @@ deficit is odd); booleans are black and white, uint16 beyond 255 is 16 bits deep
 from __future__ import annotations
 
 import dataclasses
-import difflib
 import math
 import os
 import warnings
@@ -24,6 +23,7 @@ import numpy as np
 import torch
 from PIL import Image, ImageOps, UnidentifiedImageError
 
+from .config import check_keywords
 from .hub import find_file, read_json, write_json
 from .outputs import Batch
 
@@ -161,15 +161,6 @@ def center_crop(x: np.ndarray, size: tuple[int, int]) -> np.ndarray:
         x = np.pad(x, [(b, max(-s, 0) - b) for b, s in zip(before, spare, strict=True)] + [(0, 0)])
     top, left = (max(s, 0) // 2 for s in spare)
     return x[top : top + size[0], left : left + size[1]]
-
-
-def check_keywords(owner: str, keywords: Iterable[str], known: Iterable[str]) -> None:
-    """TypeError that names the nearest of the known keywords, for the first that is not among them."""
-    known = list(known)
-    for keyword in keywords:
-        if keyword not in known:
-            near = difflib.get_close_matches(keyword, known, n=1, cutoff=0)[0]
-            raise TypeError(f"{owner} has no keyword {keyword!r}; the nearest is {near!r}")
 
 
 @dataclass

@@ -15,7 +15,8 @@ import numpy as np
 import torch
 from PIL import Image
 
-from .image_processor import EfficientNetImageProcessor, Picture, check_keywords
+from .config import check_keywords
+from .image_processor import EfficientNetImageProcessor, Picture
 from .outputs import Batch
 from .tokenizer import BertTokenizer
 

@@ -173,8 +173,7 @@ class PretrainedModel(nn.Module):
 
         def write(temporary: Path) -> None:
             save_file(tensors, temporary, metadata={"format": "pt"})
-            self.config.save_pretrained(
-                directory
-            )  # only now: a failed save leaves both old files as they were
+            # Only now, and before the rename: a failed save leaves both old files as they were.
+            self.config.save_pretrained(directory)
 
         write_atomically(Path(directory) / "model.safetensors", write)

@@ -11,7 +11,7 @@ import json
 import os
 import sys
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 BATCH_SIZE = 32  # images through the model at a time
@@ -55,7 +55,9 @@ def build_parser() -> argparse.ArgumentParser:
 
 
 def warn(message: str) -> None:
-    print(f"align-minimal: warning: {message}", file=sys.stderr)
+    from tqdm import tqdm
+
+    tqdm.write(f"align-minimal: warning: {message}", file=sys.stderr)  # above the bar, if there is one
 
 
 def find_images(arguments: list[str]) -> list[tuple[Path, bool]]:
@@ -85,7 +87,7 @@ def find_images(arguments: list[str]) -> list[tuple[Path, bool]]:
     return found
 
 
-def read_images(paths: list[tuple[Path, bool]]) -> Iterator[tuple[Path, object]]:
+def read_images(paths: Iterable[tuple[Path, bool]]) -> Iterator[tuple[Path, object]]:
     """Each readable picture; one that lies in a folder and cannot be read is skipped with a warning."""
     from .image_processor import load_image
 
@@ -101,6 +103,7 @@ def read_images(paths: list[tuple[Path, bool]]) -> Iterator[tuple[Path, object]]
 
 
 def batches(items: Iterator, size: int) -> Iterator[list]:
+    """Lists of `size` items; the last may be shorter."""
     batch = []
     for item in items:
         batch.append(item)
@@ -123,6 +126,8 @@ def check_device(name: str, parser: argparse.ArgumentParser) -> str:
 
 
 def run_classify(args: argparse.Namespace, parser: argparse.ArgumentParser) -> None:
+    from tqdm import tqdm
+
     from .model import AlignModel
     from .processor import AlignProcessor
     from .retrieval import ZeroShotClassifier, check_labels
@@ -139,7 +144,8 @@ def run_classify(args: argparse.Namespace, parser: argparse.ArgumentParser) -> N
     model = AlignModel.from_pretrained(args.model).to(check_device(args.device, parser))
     classifier = ZeroShotClassifier(model, AlignProcessor.from_pretrained(args.model), args.labels, templates)
     results = []
-    for batch in batches(read_images(paths), BATCH_SIZE):
+    bar = tqdm(paths, unit="picture", leave=False, disable=len(paths) <= BATCH_SIZE)
+    for batch in batches(read_images(bar), BATCH_SIZE):
         for (path, _), logits in zip(batch, classifier([image for _, image in batch]).cpu(), strict=True):
             scored = zip(args.labels, logits.softmax(-1).tolist(), logits.tolist(), strict=True)
             labels = [{"label": n, "probability": p, "logit": x} for n, p, x in scored]

@@ -68,6 +68,22 @@ def test_the_check_would_see_one_missing_residual_of_fifty_five(both):
     assert relative_error(broken, whole) > 1e-2
 
 
+def test_the_full_size_image_tower_agrees_to_1e_10_in_float64(both):
+    """Values and gradients. A bug shows here that float32 would pass off as rounding."""
+    ours, theirs = (model.vision_model.double() for model in both[:2])  # exact: float32 numbers as float64
+    ours.zero_grad()
+    theirs.zero_grad()
+    pixels = both[3][:1].double()
+    a, b = ours(pixels).pooler_output, theirs(pixel_values=pixels).pooler_output
+    assert_close(a, b, 1e-10, "pooler_output")
+    probe = torch.randn_like(a)
+    (a * probe).sum().backward()
+    (b * probe).sum().backward()
+    assert_gradients_close(gradients(ours, hugging_face_key), gradients(theirs), 1e-10)
+    for model in both[:2]:
+        model.float()  # as they were, for the next test
+
+
 def align_base_is_here() -> bool:
     folder = weights_folder() / ALIGN_BASE
     return folder.is_dir() or isinstance(try_to_load_from_cache(ALIGN_BASE, "config.json"), str)

@@ -114,15 +114,14 @@ def batches(items: Iterator, size: int) -> Iterator[list]:
         yield batch
 
 
-def check_device(name: str, parser: argparse.ArgumentParser) -> str:
-    """`name`, if this machine's PyTorch can put a tensor there; else a usage error."""
+def check_device(name: str, parser: argparse.ArgumentParser) -> None:
+    """A usage error unless this machine's PyTorch can put a tensor on the device called `name`."""
     import torch
 
     try:
         torch.empty(0, device=name)
     except (RuntimeError, AssertionError, NotImplementedError) as error:
         parser.error(f"--device {name}: {str(error).splitlines()[0]}")
-    return name
 
 
 def run_classify(args: argparse.Namespace, parser: argparse.ArgumentParser) -> None:
@@ -137,11 +136,12 @@ def run_classify(args: argparse.Namespace, parser: argparse.ArgumentParser) -> N
         check_labels(args.labels, templates)
     except ValueError as error:
         parser.error(str(error))
+    check_device(args.device, parser)
     paths = find_images(args.images)
     for path, named in paths:  # the cheap mistakes first, before a model is loaded
         if named and not path.exists():
             raise FileNotFoundError(f"{path}: no such file")
-    model = AlignModel.from_pretrained(args.model).to(check_device(args.device, parser))
+    model = AlignModel.from_pretrained(args.model).to(args.device)
     classifier = ZeroShotClassifier(model, AlignProcessor.from_pretrained(args.model), args.labels, templates)
     results = []
     bar = tqdm(paths, unit="picture", leave=False, disable=len(paths) <= BATCH_SIZE)

@@ -46,9 +46,8 @@ def _cleaned(c: str) -> str:
     category = unicodedata.category(c)
     if c in "\t\n\r" or category == "Zs":
         return " "
-    return (
-        "" if category[0] == "C" or c == "\ufffd" else c
-    )  # C: control, format, private, unassigned, surrogate
+    unwanted = category[0] == "C" or c == "\ufffd"  # C: control, format, private, unassigned, surrogate
+    return "" if unwanted else c
 
 
 def _cleaned_and_spaced(c: str) -> str:
@@ -57,9 +56,8 @@ def _cleaned_and_spaced(c: str) -> str:
 
 
 def _is_punctuation(c: str) -> bool:
-    return (
-        c in string.punctuation or unicodedata.category(c)[0] == "P"
-    )  # ASCII's symbols too: $ + < = > ^ ` | ~
+    # string.punctuation has ASCII's symbols too: $ + < = > ^ ` | ~
+    return c in string.punctuation or unicodedata.category(c)[0] == "P"
 
 
 CLEAN, CLEAN_CHINESE = CharacterMap(_cleaned), CharacterMap(_cleaned_and_spaced)

@@ -10,8 +10,8 @@ import torch
 
 from align_minimal import AlignTextConfig, AlignTextModel
 from align_minimal.checkpoint import hugging_face_key
-from tests.parity import assert_alive, assert_close, golden, gradients
-from tests.text_parity import OLD, PRECISIONS, Golden, assert_gradients_close, flatten, transformers
+from tests.parity import assert_alive, assert_close, assert_gradients_close, golden, gradients
+from tests.text_parity import OLD, PRECISIONS, Golden, flatten, transformers
 
 ABSOLUTE = ("plain", "mask_2d", "mask_3d", "masked_row", "head_mask_1d", "head_mask_2d")
 ABSOLUTE += ("token_types", "positions", "embeds")

@@ -8,8 +8,8 @@ import torch
 
 from align_minimal import AlignConfig, AlignModel
 from align_minimal.checkpoint import hugging_face_key
-from tests.parity import assert_alive, assert_close, gradients
-from tests.text_parity import OLD, PRECISIONS, Golden, assert_gradients_close, flatten, transformers
+from tests.parity import assert_alive, assert_close, assert_gradients_close, gradients
+from tests.text_parity import OLD, PRECISIONS, Golden, flatten, transformers
 
 NAMES = ["loss", "logits_per_image", "logits_per_text", "text_embeds", "image_embeds"]
 NAMES += ["text_model_output", "vision_model_output"]

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from align_minimal.checkpoint import hugging_face_key
-from tests.parity import GRADIENTS, VALUES, assert_close, golden
+from tests.parity import GRADIENTS, VALUES, golden
 
 BUFFERS = ("running_mean", "running_var", "num_batches_tracked")
 PRECISIONS = {dtype: (VALUES[dtype], GRADIENTS[dtype]) for dtype in VALUES}
@@ -65,15 +65,3 @@ class Golden:
         assert not weights, f"golden weights that the model does not have: {list(weights)}"
         model.to(dtype).load_state_dict(ours)
         return model.eval()
-
-
-def assert_gradients_close(actual: dict[str, Tensor], expected: dict[str, Tensor], limit: float) -> None:
-    """Each parameter's gradient within `limit`. Those that are 0 but for rounding (a key's bias: the softmax
-    does not see what is added to a whole row) must be so here too, beside the largest gradient there is."""
-    assert set(actual) == set(expected)
-    largest = max(g.norm().item() for g in expected.values())
-    for key, g in expected.items():
-        if g.norm() < 1e-12 * largest:
-            assert actual[key].norm() <= limit * largest, f"{key}: gradient not zero"
-        else:
-            assert_close(actual[key], g, limit, f"gradient of {key}")

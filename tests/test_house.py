@@ -12,7 +12,7 @@ PACKAGE = Path(align_minimal.__file__).parent
 ORDER = (
     "outputs hub config checkpoint efficientnet bert contrastive model wordpiece tokenizer image_processor"
 )
-ORDER = [*ORDER.split(), "processor", "retrieval", "__main__"]
+ORDER = [*ORDER.split(), "processor", "lamb", "retrieval", "__main__"]
 SOURCES = {p.stem: ast.parse(p.read_text(encoding="utf-8")) for p in PACKAGE.glob("*.py")}
 
 

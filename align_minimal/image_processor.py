@@ -11,6 +11,7 @@ deficit is odd); booleans are black and white, uint16 beyond 255 is 16 bits deep
 from __future__ import annotations
 
 import dataclasses
+import io
 import math
 import os
 import warnings
@@ -386,28 +387,40 @@ def load_image(path: str | os.PathLike) -> Image.Image:
     Raises FileNotFoundError where there is none, and ValueError, naming the file, for a folder, an empty,
     broken or unknown file, and one of more pixels than Pillow thinks safe (`Image.MAX_IMAGE_PIXELS`).
     """
+    return to_rgb(open_image(path, path))
+
+
+def open_image(source: str | os.PathLike | bytes, name: str | os.PathLike) -> Image.Image:
+    """A picture in its own mode, upright and whole in memory, from a file or from a file's bytes.
+
+    Raises as load_image does; `name` is what the message calls it.
+    """
     try:
-        if os.path.isdir(path):
+        in_memory = isinstance(source, bytes)
+        if not in_memory and os.path.isdir(source):
             raise ValueError("a folder, not a picture")
-        if os.path.exists(path) and not os.path.isfile(path):
+        if not in_memory and os.path.exists(source) and not os.path.isfile(source):
             raise ValueError("not a regular file")  # to open a pipe could wait for ever
         with warnings.catch_warnings():
             warnings.simplefilter("error", Image.DecompressionBombWarning)
-            with Image.open(path) as image:
+            with Image.open(io.BytesIO(source) if in_memory else source) as image:
                 if 0 in image.size:
                     raise ValueError(f"{image.width} × {image.height} pixels, so none")
-                return to_rgb(ImageOps.exif_transpose(image))
+                upright = ImageOps.exif_transpose(image)
+                upright.load()
+                return upright
     except FileNotFoundError:
-        raise FileNotFoundError(f"{path}: no such file") from None
+        raise FileNotFoundError(f"{name}: no such file") from None
     except Exception as error:  # a broken file can make Pillow raise nearly anything
-        raise ValueError(f"{path}: {_reason(error, path)}") from None
+        size = len(source) if in_memory else os.path.getsize(source)
+        raise ValueError(f"{name}: {_reason(error, size)}") from None
 
 
-def _reason(error: Exception, path: str | os.PathLike) -> str:
+def _reason(error: Exception, size: int) -> str:
     if isinstance(error, (Image.DecompressionBombWarning, Image.DecompressionBombError)):
         return f"over {Image.MAX_IMAGE_PIXELS:,} pixels, too large to open safely"
     if isinstance(error, UnidentifiedImageError):
-        return "not a picture in a known format" if os.path.getsize(path) else "an empty file"
+        return "not a picture in a known format" if size else "an empty file"
     if isinstance(error, PermissionError):
         return "no permission to read it"
     return " ".join(str(error).split()) or f"a broken picture ({type(error).__name__})"

@@ -24,10 +24,9 @@ class Parser(argparse.ArgumentParser):
         self.exit(2, f"{self.prog}: {message} (see {self.prog} --help)\n")
 
 
-def build_parser() -> argparse.ArgumentParser:
-    from .hub import weights_folder
-
-    parser = Parser(prog="align-minimal", description="ALIGN: classify pictures by words of your own.")
+def build_parser(command: str | None) -> argparse.ArgumentParser:
+    """The flags of all commands; those of `train` only for it: they come with PyTorch, which is slow."""
+    parser = Parser(prog="align-minimal", description="ALIGN: pictures and words in one space.")
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND", parser_class=Parser)
     classify = commands.add_parser(
         "classify",
@@ -42,16 +41,45 @@ def build_parser() -> argparse.ArgumentParser:
         metavar="TEXT",
         help="a text with {} for the label, as 'a photo of a {}'; several are averaged (default: the label)",
     )
-    classify.add_argument(
+    add_model_arguments(classify)
+    classify.set_defaults(run=run_classify)
+    evaluate = commands.add_parser(
+        "evaluate",
+        help="how often is the right text, or picture, found?",
+        description="Retrieval: R@1, R@5 and R@10 of pictures' texts, and of texts' pictures.",
+    )
+    evaluate.add_argument(
+        "data",
+        nargs="+",
+        metavar="DATA",
+        help="folders with metadata.jsonl or .csv, or WebDataset tar shards",
+    )
+    add_model_arguments(evaluate)
+    evaluate.set_defaults(run=run_evaluate)
+    train = commands.add_parser(
+        "train",
+        help="train a model on pairs of your own",
+        description="Train both towers by the paper's recipe: contrastive loss, LAMB, warm-up, linear decay.",
+    )
+    if command == "train":
+        from .train import add_arguments, run_train
+
+        add_arguments(train)
+        train.set_defaults(run=run_train)
+    return parser
+
+
+def add_model_arguments(parser: argparse.ArgumentParser) -> None:
+    from .hub import weights_folder
+
+    parser.add_argument(
         "--model",
         default=str(weights_folder() / "emoji"),
         metavar="DIR_OR_NAME",
         help="a checkpoint: a folder, or a name as kakaobrain/align-base (default: the one shipped)",
     )
-    classify.add_argument("--device", default="cpu", help="cpu, cuda or mps (default: cpu)")
-    classify.add_argument("--json", action="store_true", help="print one JSON document")
-    classify.set_defaults(run=run_classify)
-    return parser
+    parser.add_argument("--device", default="cpu", help="cpu, cuda or mps (default: cpu)")
+    parser.add_argument("--json", action="store_true", help="print one JSON document")
 
 
 def warn(message: str) -> None:
@@ -159,6 +187,22 @@ def run_classify(args: argparse.Namespace, parser: argparse.ArgumentParser) -> N
         print_table(results)
 
 
+def run_evaluate(args: argparse.Namespace, parser: argparse.ArgumentParser) -> None:
+    from .data import Pairs
+    from .model import AlignModel
+    from .processor import AlignProcessor
+    from .retrieval import evaluate, print_recall
+
+    check_device(args.device, parser)
+    pairs = Pairs(args.data)
+    model = AlignModel.from_pretrained(args.model).to(args.device)
+    result = evaluate(model, AlignProcessor.from_pretrained(args.model), pairs)
+    if args.json:
+        print(json.dumps({"model": args.model, **result}, indent=2))
+    else:
+        print_recall(result)
+
+
 def print_table(results: list[dict]) -> None:
     """A block a picture: label, probability, and a bar as long as it is likely."""
     for result in results:
@@ -170,25 +214,27 @@ def print_table(results: list[dict]) -> None:
 
 
 def main(argv: list[str] | None = None) -> int:
-    parser = build_parser()
+    argv = sys.argv[1:] if argv is None else argv
+    parser = build_parser(argv[0] if argv else None)
     args = parser.parse_args(argv)
     warnings.showwarning = lambda message, *_: warn(" ".join(str(message).split()))
     for stream in (sys.stdout, sys.stderr):  # a file name need not be valid Unicode, nor the terminal UTF-8
         if hasattr(stream, "reconfigure"):
             stream.reconfigure(errors="backslashreplace")
     try:
-        args.run(args, parser)
+        status = args.run(args, parser)
         sys.stdout.flush()
     except BrokenPipeError:  # the reader, say `head`, has seen enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1
     except (OSError, ValueError) as error:
-        print(f"align-minimal: {' '.join(str(error).split())}", file=sys.stderr)
+        rank = f"process {os.environ['RANK']}: " if int(os.environ.get("WORLD_SIZE", 1)) > 1 else ""
+        print(f"align-minimal: {rank}{' '.join(str(error).split())}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
         print("align-minimal: interrupted", file=sys.stderr)
         return 130
-    return 0
+    return status or 0
 
 
 if __name__ == "__main__":

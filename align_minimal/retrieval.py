@@ -174,7 +174,7 @@ def recall_at_k(
 
 @torch.inference_mode()
 def evaluate(model: AlignModel, processor: AlignProcessor, pairs: Iterable, batch_size: int = 64) -> dict:
-    """Retrieval over `pairs`, which have name, image (a path or a file's bytes) and texts, as data.Pairs gives.
+    """Retrieval over `pairs`, which have name, image (a path, or bytes) and texts, as those of data.Pairs.
 
     Pairs of one name are one image with all their texts. Images that cannot be read are left out with a
     warning. → {"images": N, "texts": M, "image_to_text": {"R@1": …}, "text_to_image": {…}}. Puts the model

@@ -14,7 +14,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import random
 import sys
 from pathlib import Path
 
@@ -25,6 +24,7 @@ from torch import Tensor
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # run from a checkout without installing
 from align_minimal import AlignModel, AlignProcessor
+from weights.prepare_emoji import unseen
 
 ROUNDS, LABELS = 20, 10
 
@@ -98,14 +98,11 @@ def pixel_baseline(files: list[Path], concepts: list[str], galleries: list[Path]
     return round(sum(a == c for a, c in zip(answers, concepts, strict=True)) / len(concepts), 4)
 
 
-def held_out(concept: str) -> bool:
-    """One concept in ten, the same ones in every run: those that --hold-out-concepts keeps from training."""
-    return random.Random(concept).random() < 0.1
-
-
-def evaluate(folder: Path, name: str, galleries: list[Path] = (), unseen: bool = False) -> dict:
-    """All the figures of the checkpoint `name` on an imagefolder; `unseen`: on held-out concepts only."""
-    rows = [row for row in zip(*read(folder), strict=True) if not unseen or held_out(row[2])]
+def evaluate(folder: Path, name: str, galleries: list[Path] = (), only_unseen: bool | None = None) -> dict:
+    """All the figures of the checkpoint `name` on an imagefolder, or on its (un)seen concepts only."""
+    rows = [
+        row for row in zip(*read(folder), strict=True) if only_unseen is None or unseen(row[2]) == only_unseen
+    ]
     files, names, concepts = map(list, zip(*rows, strict=True))
     model, processor = AlignModel.from_pretrained(name).eval(), AlignProcessor.from_pretrained(name)
     images, texts = embed(model, processor, files, names)
@@ -124,12 +121,13 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument(
         "--gallery", type=Path, nargs="*", default=[], help="imagefolders to look pixels up in"
     )
-    parser.add_argument(
-        "--unseen", action="store_true", help="only what --hold-out-concepts keeps from training"
-    )
+    which = parser.add_mutually_exclusive_group()
+    which.add_argument("--unseen", action="store_true", help="only what --fewer-concepts leaves out")
+    which.add_argument("--seen", action="store_true", help="only the rest")
     args = parser.parse_args(argv)
     try:
-        print(json.dumps(evaluate(args.data, args.model, args.gallery, args.unseen), indent=2))
+        only_unseen = True if args.unseen else False if args.seen else None
+        print(json.dumps(evaluate(args.data, args.model, args.gallery, only_unseen), indent=2))
     except (FileNotFoundError, ValueError) as error:
         print(error, file=sys.stderr)
         return 1

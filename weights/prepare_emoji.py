@@ -1,6 +1,7 @@
 """Emoji art and its names as image-text pairs: the data from which `weights/emoji` is trained.
 
     python weights/prepare_emoji.py data/emoji                 # five designers, 6,651 pictures, half a minute
+    python weights/prepare_emoji.py data/fewer --fewer-concepts    # without one concept in ten
     python weights/prepare_emoji.py data/final --final-test    # the sixth: for the last figure, never before
 
 Needs npm (to fetch) and `pip install resvg-py` (to rasterise). Each designer becomes an imagefolder:
@@ -130,9 +131,13 @@ def with_article(name: str) -> str:
 
 
 def captions(words: dict, rare: set[str], rng: random.Random) -> list[str]:
-    """The name first, then alt-texts as people write them: phrases, other names, lists of keywords."""
+    """The name first, then alt-texts as people write them: phrases, other names, lists of keywords.
+
+    One is drawn each epoch, so a text that stands here several times is drawn as many times as often: the
+    name about a quarter of the time.
+    """
     name, keywords = words["name"], words["keywords"]
-    texts = [name, with_article(name)]
+    texts = [with_article(name)]
     for form in ("a picture of {}", "a photo of {}", "an emoji of {}", "a drawing of {}", "{} icon"):
         texts.append(form.format(name if form[0] == "{" else with_article(name)))
     texts += words["names"]
@@ -141,7 +146,7 @@ def captions(words: dict, rare: set[str], rng: random.Random) -> list[str]:
         if len(keywords) >= count:
             texts.append(", ".join(rng.sample(keywords, count)))
             texts.append(", ".join([name, *rng.sample(keywords, count - 1)]))
-    return list(dict.fromkeys(texts))
+    return [name] * 6 + list(dict.fromkeys(texts))
 
 
 def draw(task: tuple[str, Path]) -> None:
@@ -161,9 +166,14 @@ def draw(task: tuple[str, Path]) -> None:
     os.replace(temporary, path)
 
 
+def unseen(concept: str) -> bool:
+    """One concept in ten, the same ones always: those that --fewer-concepts leaves out."""
+    return random.Random(concept).random() < 0.1
+
+
 def prepare(designer: str, package: str, out: Path, concepts: dict[str, dict]) -> None:
     """Write the imagefolder out/designer; its metadata.jsonl comes last, so it never names a missing file."""
-    icons = find_icons(fetch(package, out / "packages"), concepts)
+    icons = find_icons(fetch(package, out / ".packages"), concepts)
     folder = out / designer
     folder.mkdir(parents=True, exist_ok=True)
     uses = Counter(k for words in concepts.values() for k in words["keywords"])
@@ -174,6 +184,8 @@ def prepare(designer: str, package: str, out: Path, concepts: dict[str, dict]) -
     lines = []
     for concept in icons:
         texts = captions(concepts[concept], rare, random.Random(f"{designer} {concept}"))
+        if designer in FINAL_TEST:
+            texts = texts[:1]  # asked for by its name alone
         line = {"file_name": f"{concept}.png", "text": texts, "concept": concept}
         lines.append(json.dumps(line | {"mirror": concepts[concept]["mirror"]}))
     temporary = folder / ".metadata.jsonl.tmp"
@@ -185,9 +197,12 @@ def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("out", type=Path, help="folder for the imagefolders and the fetched packages")
     parser.add_argument("--final-test", action="store_true", help="the designer kept for the last test only")
+    parser.add_argument("--fewer-concepts", action="store_true", help="leave out one concept in ten")
     args = parser.parse_args(argv)
     try:
-        concepts = read_concepts(fetch(NAMES, args.out / "packages"))
+        concepts = read_concepts(fetch(NAMES, args.out / ".packages"))
+        if args.fewer_concepts:
+            concepts = {c: words for c, words in concepts.items() if not unseen(c)}
         for designer, package in (FINAL_TEST if args.final_test else TRAINING).items():
             prepare(designer, package, args.out, concepts)
     except FileNotFoundError as error:

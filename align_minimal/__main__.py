@@ -48,12 +48,8 @@ def build_parser(command: str | None) -> argparse.ArgumentParser:
         help="how often is the right text, or picture, found?",
         description="Retrieval: R@1, R@5 and R@10 of pictures' texts, and of texts' pictures.",
     )
-    evaluate.add_argument(
-        "data",
-        nargs="+",
-        metavar="DATA",
-        help="folders with metadata.jsonl or .csv, or WebDataset tar shards",
-    )
+    pairs = "folders with metadata.jsonl or metadata.csv (file_name, text), or WebDataset tar shards"
+    evaluate.add_argument("data", nargs="+", metavar="DATA", help=pairs)
     add_model_arguments(evaluate)
     evaluate.set_defaults(run=run_evaluate)
     train = commands.add_parser(
@@ -62,7 +58,7 @@ def build_parser(command: str | None) -> argparse.ArgumentParser:
         description="Train both towers by the paper's recipe: contrastive loss, LAMB, warm-up, linear decay.",
     )
     if command == "train":
-        from .train import add_arguments, run_train
+        from .train import add_arguments
 
         add_arguments(train)
         train.set_defaults(run=run_train)
@@ -203,6 +199,13 @@ def run_evaluate(args: argparse.Namespace, parser: argparse.ArgumentParser) -> N
         print_recall(result)
 
 
+def run_train(args: argparse.Namespace, parser: argparse.ArgumentParser) -> int | None:
+    from .train import train
+
+    check_device(args.device, parser)
+    return train(args, parser)
+
+
 def print_table(results: list[dict]) -> None:
     """A block a picture: label, probability, and a bar as long as it is likely."""
     for result in results:
@@ -228,7 +231,7 @@ def main(argv: list[str] | None = None) -> int:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1
     except (OSError, ValueError) as error:
-        rank = f"process {os.environ['RANK']}: " if int(os.environ.get("WORLD_SIZE", 1)) > 1 else ""
+        rank = f"process {os.environ.get('RANK')}: " if os.environ.get("WORLD_SIZE", "1") != "1" else ""
         print(f"align-minimal: {rank}{' '.join(str(error).split())}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:

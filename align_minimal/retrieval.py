@@ -182,7 +182,7 @@ def evaluate(model: AlignModel, processor: AlignProcessor, pairs: Iterable, batc
     """
     model.eval()
     texts: dict[str, dict[str, None]] = {}  # by image, each text once
-    images, batch = [], []
+    images, batch, reason = [], [], ""
     device = model.temperature.device
 
     def embed_images() -> None:
@@ -196,12 +196,13 @@ def evaluate(model: AlignModel, processor: AlignProcessor, pairs: Iterable, batc
                 batch.append(to_rgb(open_image(pair.image, pair.name)))
             except (OSError, ValueError) as error:
                 warnings.warn(f"skipped: {error}", stacklevel=2)
+                reason = f"; {error}"
                 continue
             if len(batch) == batch_size:
                 embed_images()
         texts.setdefault(pair.name, {}).update(dict.fromkeys(pair.texts))
     if not texts:
-        raise ValueError("none of the images could be read")
+        raise ValueError(f"no image could be read{reason}" if reason else "no pairs to evaluate on")
     if batch:
         embed_images()
     text_image = [i for i, own in enumerate(texts.values()) for _ in own]

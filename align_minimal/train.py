@@ -15,40 +15,38 @@ from __future__ import annotations
 import argparse
 import contextlib
 import dataclasses
-import json
+import itertools
 import math
 import os
 import random
-import re
-import shutil
 import signal
 import sys
 import time
 import warnings
+from collections.abc import Iterator
 from pathlib import Path
 
 import torch
 import torch.distributed as dist
 import torch.nn as nn
 import torch.nn.functional as F
-from safetensors.torch import save_file
 from torch import Tensor
 from torch.nn.parallel import DistributedDataParallel
 from torch.utils.data import DataLoader
 from tqdm import tqdm
 
-from .checkpoint import read_tensors
 from .config import PRESETS, AlignConfig
 from .contrastive import contrastive_loss
 from .data import AUGMENTATIONS, RESIZE, BatchStream, Pairs, Prepare, batches, epoch_batches
 from .hub import read_json, write_atomically, write_json
-from .image_processor import EfficientNetImageProcessor
+from .image_processor import EfficientNetImageProcessor, open_image
 from .lamb import Lamb, parameter_groups
 from .large_batch import backward_in_chunks
 from .model import AlignModel
 from .outputs import Batch
 from .processor import AlignProcessor
 from .retrieval import evaluate, print_recall
+from .run_folder import Run, checkpoints, load_optimizer
 from .tokenizer import BertTokenizer
 
 # ---- flags -------------------------------------------------------------------------------------------------
@@ -61,6 +59,20 @@ def positive(text: str) -> int:
     return number
 
 
+def count(text: str) -> int:
+    number = int(text)
+    if number < 0:
+        raise argparse.ArgumentTypeError(f"{text} is not at least 0")
+    return number
+
+
+def share(text: str) -> float:
+    number = float(text)
+    if not 0 <= number < 1:
+        raise argparse.ArgumentTypeError(f"{text} is not in [0, 1)")
+    return number
+
+
 def at_least_zero(text: str) -> float:
     number = float(text)
     if not 0 <= number < math.inf:
@@ -69,60 +81,78 @@ def at_least_zero(text: str) -> float:
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    add = parser.add_argument
-    add(
-        "data",
-        nargs="+",
-        metavar="DATA",
-        help="folders with metadata.jsonl or .csv, or WebDataset tar shards",
-    )
-    add("--out", type=Path, required=True, metavar="DIR", help="the run: checkpoint, curves, metrics.jsonl")
-    model = parser.add_mutually_exclusive_group()
-    model.add_argument("--preset", default="emoji", choices=PRESETS, help="the model's size (default: emoji)")
+    """All flags of `train`, in four groups."""
+    pairs = "folders with metadata.jsonl or metadata.csv (file_name, text), or WebDataset tar shards"
+    parser.add_argument("data", nargs="+", metavar="DATA", help=pairs)
+    add_model_arguments(parser.add_argument_group("the model"))
+    add_data_arguments(parser.add_argument_group("the data"))
+    add_recipe_arguments(parser.add_argument_group("the recipe"))
+    add_run_arguments(parser.add_argument_group("the run"))
+
+
+def add_model_arguments(group) -> None:
+    model = group.add_mutually_exclusive_group()
+    model.add_argument("--preset", default="emoji", choices=PRESETS, help="its size (default: emoji)")
     model.add_argument("--config", metavar="FILE", help="a config.json instead of a preset")
     model.add_argument("--init", metavar="DIR_OR_NAME", help="fine-tune this checkpoint, with its vocabulary")
-    length = parser.add_mutually_exclusive_group()
-    length.add_argument("--steps", type=positive, help="how many batches to learn from")
-    length.add_argument("--epochs", type=positive, help="or how many times to see each pair (default: 10)")
-    add("--batch-size", type=positive, default=256, help="pairs a step, over all processes (default: 256)")
-    add("--chunk", type=positive, help="pairs in memory at a time, for a batch of any size (default: all)")
-    add("--tile", type=positive, help="side of the blocks in which the loss is computed (default: one block)")
+    vocab = group.add_mutually_exclusive_group()
+    vocab.add_argument(
+        "--vocab-size", type=positive, metavar="N", help="word pieces to learn at most (30522)"
+    )
+    vocab.add_argument("--vocab", metavar="FILE", help="a vocab.txt, instead of learning one from the texts")
+
+
+def add_data_arguments(group) -> None:
+    add = group.add_argument
+    crops = "random crops, the paper's (default), or more of everything, for drawings"
+    add("--augment", choices=AUGMENTATIONS, default="paper", help=crops)
+    add("--flip", action="store_true", help="mirror half of the pictures, at random")
+    add("--filter", action="store_true", help="drop pictures and texts as the paper does, and say how many")
+    add("--eval", nargs="+", metavar="DATA", help="measure R@1, R@5 and R@10 on these pairs at the end")
+    add("--workers", type=count, default=0, metavar="N", help="extra processes that read pictures (0: none)")
+
+
+def add_recipe_arguments(group) -> None:
+    length = group.add_mutually_exclusive_group()
+    length.add_argument("--steps", type=positive, metavar="N", help="how many batches to learn from")
+    length.add_argument(
+        "--epochs", type=positive, metavar="N", help="or how many times to see each pair (10)"
+    )
+    add = group.add_argument
+    add(
+        "--batch-size", type=positive, default=256, metavar="N", help="pairs a step, over all processes (256)"
+    )
     add("--optimizer", choices=("lamb", "adamw"), default="lamb", help="the paper's LAMB (default), or AdamW")
-    add("--lr", type=at_least_zero, default=1e-3, help="the highest learning rate (default: 1e-3)")
-    add("--warmup", type=int, help="steps up to it (default: a tenth of them, at most 10,000)")
-    add("--weight-decay", type=at_least_zero, default=1e-5, help="not for BatchNorm (default: 1e-5)")
-    add("--label-smoothing", type=float, default=0.1, help="share of the target given to all (default: 0.1)")
-    add(
-        "--precision", choices=("float32", "bf16"), default="float32", help="of the towers (default: float32)"
-    )
-    add("--device", default="cpu", help="cpu, cuda or mps (default: cpu)")
-    add("--workers", type=int, default=0, help="processes that decode pictures (default: 0, this one does)")
-    add("--seed", type=int, default=0, help="of everything random (default: 0)")
-    add("--save-every", type=positive, default=500, metavar="STEPS", help="checkpoints in between (500)")
-    add("--keep", type=positive, default=3, metavar="K", help="how many of them to keep (default: 3)")
+    add("--lr", type=at_least_zero, default=1e-3, metavar="RATE", help="the highest learning rate (1e-3)")
+    add("--warmup", type=count, metavar="N", help="steps that lead up to it (a tenth, at most 10,000)")
+    decay = "pull of the weights towards 0, but not BatchNorm's (1e-5)"
+    add("--weight-decay", type=at_least_zero, default=1e-5, metavar="RATE", help=decay)
+    smoothing = "how much of each target is spread over the whole batch (0.1)"
+    add("--label-smoothing", type=share, default=0.1, metavar="SHARE", help=smoothing)
+    add("--seed", type=int, default=0, metavar="N", help="another number, other random choices (0)")
+
+
+def add_run_arguments(group) -> None:
+    add = group.add_argument
+    add("--out", type=Path, required=True, metavar="DIR", help="folder for the model and all about the run")
     add("--resume", action="store_true", help="go on from the newest whole checkpoint in --out")
-    vocab = parser.add_mutually_exclusive_group()
-    vocab.add_argument("--vocab-size", type=positive, default=30522, help="pieces to learn at most (30522)")
-    vocab.add_argument("--vocab", metavar="FILE", help="a vocab.txt instead of learning one from the texts")
-    add(
-        "--augment",
-        choices=AUGMENTATIONS,
-        default="paper",
-        help="random crops (default), or more, for drawings",
-    )
-    add("--flip", action="store_true", help="mirror half of the pictures")
-    add("--filter", action="store_true", help="drop images and texts as the paper does, and say how many")
-    add("--eval", nargs="+", metavar="DATA", help="measure R@K on these pairs at the end")
+    add("--save-every", type=positive, default=500, metavar="N", help="steps between checkpoints (500)")
+    add("--keep", type=positive, default=3, metavar="K", help="how many checkpoints to keep (3)")
+    add("--device", default="cpu", help="cpu, cuda or mps (default: cpu)")
+    towers = "of the towers; the loss is always float32 (float32)"
+    add("--precision", choices=("float32", "bf16"), default="float32", help=towers)
+    chunk = "pairs in memory at a time: the batch can then be of any size (default: all of it)"
+    add("--chunk", type=positive, metavar="N", help=chunk)
+    tile = "compute the loss in N by N blocks, never the whole table of scores (default: whole)"
+    add("--tile", type=positive, metavar="N", help=tile)
 
 
 def check_arguments(args: argparse.Namespace, parser: argparse.ArgumentParser) -> None:
     """Usage errors that argparse does not see."""
-    if not 0 <= args.label_smoothing < 1:
-        parser.error(f"--label-smoothing {args.label_smoothing} is not in [0, 1)")
-    if args.workers < 0 or (args.warmup is not None and args.warmup < 0):
-        parser.error("--workers and --warmup must be at least 0")
-    if args.init and args.vocab:
-        parser.error("--vocab: the vocabulary comes with --init")
+    if args.init and (args.vocab or args.vocab_size):
+        parser.error("--vocab and --vocab-size: not with --init, which brings its own vocabulary")
+    if args.batch_size < int(os.environ.get("WORLD_SIZE", 1)):
+        parser.error(f"--batch-size {args.batch_size}: less than a pair for each process")
 
 
 # ---- small pieces ------------------------------------------------------------------------------------------
@@ -147,7 +177,7 @@ def loss_floor(pairs: int, smoothing: float) -> float:
     """
     wrong = smoothing / pairs
     right = 1 - smoothing + wrong
-    return -sum(n * p * math.log(p) for n, p in ((1, right), (pairs - 1, wrong)) if n * p > 0)
+    return sum(-n * p * math.log(p) for n, p in ((1, right), (pairs - 1, wrong)) if n * p > 0)
 
 
 class PairEncoder(nn.Module):
@@ -177,6 +207,16 @@ def split(batch: Batch, chunk: int | None) -> list[Batch]:
     return [Batch(**dict(zip(tensors, part, strict=True))) for part in zip(*parts, strict=True)]
 
 
+def reason(error: Exception) -> str:
+    """One line of it: of what a DataLoader's worker raised, which comes with a traceback, the last.
+
+    >>> reason(RuntimeError("out of memory\\nat file.cpp, line 7"))
+    'out of memory'
+    """
+    lines = [line for line in str(error).splitlines() if line.strip()] or [type(error).__name__]
+    return lines[-1] if "Original Traceback" in str(error) else lines[0]
+
+
 def gradient_norm(model: nn.Module) -> Tensor:
     """The length of all gradients as one vector."""
     return torch.stack([p.grad.norm() for p in model.parameters() if p.grad is not None]).norm()
@@ -198,6 +238,14 @@ class Processes:
         dist.all_gather(numbers, torch.tensor([number], dtype=torch.float64, device=self.device))
         return [n.item() for n in numbers]
 
+    def gather_lists(self, items: list) -> list:
+        """Every rank's items, as one list, on every rank."""
+        lists = [items]
+        if self.world > 1:
+            lists = [None] * self.world
+            dist.all_gather_object(lists, items)
+        return list(itertools.chain(*lists))
+
 
 @contextlib.contextmanager
 def processes(device: str):
@@ -215,15 +263,16 @@ def processes(device: str):
 
 
 @contextlib.contextmanager
-def stop_on_signals():
-    """Give a list that the first SIGINT or SIGTERM puts its number into; the second one acts as usual."""
+def note_signals():
+    """Give a list that a SIGINT or SIGTERM puts its number into. A second Ctrl-C acts as usual; a second
+    SIGTERM does not: a supervisor may send it to the group and again to each process.
+    """
     received: list[int] = []
     before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
 
     def note(number: int, frame) -> None:
         received.append(number)
-        for each, action in before.items():
-            signal.signal(each, action)
+        signal.signal(signal.SIGINT, before[signal.SIGINT])
 
     for number in before:
         signal.signal(number, note)
@@ -235,111 +284,14 @@ def stop_on_signals():
 
 
 def start_worker(number: int) -> None:
-    """The main process decides what a signal means; and one worker's warnings are enough."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    """The main process decides what a signal means, and needs its workers until it has; and one worker's
+    warnings are enough.
+    """
+    for each in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(each, signal.SIG_IGN)
     torch.set_num_threads(1)
     if number > 0:
         warnings.simplefilter("ignore")
-
-
-# ---- the run's files ---------------------------------------------------------------------------------------
-
-
-def checkpoints(out: Path) -> list[Path]:
-    """The run's checkpoints, newest first."""
-    found = [p for p in (out / "checkpoints").glob("step-*") if re.fullmatch(r"step-\d+", p.name)]
-    return sorted(found, key=lambda p: -int(p.name.removeprefix("step-")))
-
-
-def save_optimizer(optimizer: torch.optim.Optimizer, folder: Path) -> None:
-    """`optimizer.safetensors`: each parameter's moments and step count, by "index.name"."""
-    states = optimizer.state_dict()["state"]
-    tensors = {f"{i}.{k}": torch.as_tensor(v) for i, state in states.items() for k, v in state.items()}
-    tensors = {name: t.detach().cpu().contiguous() for name, t in tensors.items()}
-    write_atomically(folder / "optimizer.safetensors", lambda temporary: save_file(tensors, temporary))
-
-
-def load_optimizer(optimizer: torch.optim.Optimizer, folder: Path) -> None:
-    """Put back what `save_optimizer` wrote; ValueError naming the file where it does not fit."""
-    path = folder / "optimizer.safetensors"
-    content = optimizer.state_dict()
-    for key, tensor in read_tensors(path).items():
-        index, name = key.split(".", 1)
-        whole = tensor.ndim == 0 and not tensor.is_floating_point()  # a count of steps kept as an int
-        content["state"].setdefault(int(index), {})[name] = tensor.item() if whole else tensor
-    parameters = [p for group in optimizer.param_groups for p in group["params"]]
-    shapes = {i: p.shape for i, p in enumerate(parameters)}
-    for i, state in content["state"].items():
-        if any(isinstance(t, Tensor) and t.ndim and t.shape != shapes.get(i) for t in state.values()):
-            raise ValueError(f"{path}: made for another model")
-    optimizer.load_state_dict(content)
-
-
-class Run:
-    """The folder of a run: `checkpoints/step-N`, each whole or absent, a checkpoint of the newest at the top,
-    and `metrics.jsonl`.
-    """
-
-    def __init__(self, out: Path, keep: int):
-        self.out, self.keep, self.metrics_path = out, keep, out / "metrics.jsonl"
-
-    def save(self, step: int, drawn: int, model, processor, optimizer, options: dict) -> None:
-        """Write checkpoints/step-N under another name, then rename it; drop the oldest; renew the top."""
-        final = self.out / "checkpoints" / f"step-{step:07d}"
-        temporary = final.with_name(f".{final.name}.{os.getpid()}")
-        try:
-            model.save_pretrained(temporary)
-            processor.save_pretrained(temporary)
-            save_optimizer(optimizer, temporary)
-            write_json(temporary / "training.json", {"step": step, "drawn": drawn, "options": options})
-            shutil.rmtree(final, ignore_errors=True)  # only a broken one can be in the way
-            os.replace(temporary, final)
-        finally:
-            shutil.rmtree(temporary, ignore_errors=True)
-        processor.save_pretrained(self.out)
-        model.save_pretrained(self.out)
-        for old in checkpoints(self.out)[self.keep :]:
-            shutil.rmtree(old, ignore_errors=True)
-
-    def load(self, step_folder: Path):
-        """A checkpoint's training.json, model and processor; ValueError or OSError if it is not whole."""
-        training = read_json(step_folder / "training.json")
-        if not all(isinstance(training.get(key), int) for key in ("step", "drawn")):
-            raise ValueError(f"{step_folder / 'training.json'}: no step and drawn in it")
-        read_tensors(step_folder / "optimizer.safetensors")
-        model, processor = (
-            AlignModel.from_pretrained(step_folder),
-            AlignProcessor.from_pretrained(step_folder),
-        )
-        return training, model, processor
-
-    def newest(self):
-        """(folder, training, model, processor) of the newest whole checkpoint, or None."""
-        for folder in checkpoints(self.out):
-            try:
-                return folder, *self.load(folder)
-            except (OSError, ValueError) as error:
-                warnings.warn(f"passed over: {error}", stacklevel=2)
-        return None
-
-    def cut_metrics(self, step: int) -> None:
-        """Drop the lines after `step`, which will be written again, and a last line that is cut short."""
-        lines = (
-            self.metrics_path.read_text(encoding="utf-8").splitlines() if self.metrics_path.exists() else []
-        )
-        kept = []
-        for line in lines:
-            with contextlib.suppress(ValueError, KeyError, TypeError):
-                if json.loads(line)["step"] <= step:
-                    kept.append(line + "\n")
-        text = "".join(kept)
-        write_atomically(self.metrics_path, lambda temporary: temporary.write_text(text, encoding="utf-8"))
-
-    def clean(self) -> None:
-        """Remove what a killed process left half written."""
-        for rubbish in (self.out / "checkpoints").glob(".step-*"):
-            shutil.rmtree(rubbish, ignore_errors=True)
 
 
 # ---- what is trained ---------------------------------------------------------------------------------------
@@ -351,7 +303,7 @@ def new_tokenizer(args: argparse.Namespace, pairs: Pairs, config: AlignConfig) -
     if args.vocab:
         return BertTokenizer(Path(args.vocab), model_max_length=longest)
     texts = (text for pair in pairs for text in pair.texts)
-    return BertTokenizer.train(texts, args.vocab_size, model_max_length=longest)
+    return BertTokenizer.train(texts, args.vocab_size or 30522, model_max_length=longest)
 
 
 def new_image_processor(size: int, augment: str) -> EfficientNetImageProcessor:
@@ -379,8 +331,9 @@ def new_model(args: argparse.Namespace, pairs: Pairs, steps: int) -> tuple[Align
     if args.config:
         try:
             config = AlignConfig.from_dict(read_json(Path(args.config)))
-        except TypeError as error:
-            raise ValueError(f"{args.config}: {error}") from None
+        except (TypeError, ValueError) as error:
+            message = str(error).removeprefix(f"{args.config}: ")
+            raise ValueError(f"{args.config}: {message}") from None
     else:
         config = AlignConfig.preset(args.preset)
     tokenizer = new_tokenizer(args, pairs, config)
@@ -404,18 +357,25 @@ def new_optimizer(args: argparse.Namespace, model: AlignModel) -> torch.optim.Op
 # ---- training ----------------------------------------------------------------------------------------------
 
 
+POSTFIX = (
+    "loss {loss:.3f} (log N {log_n:.2f}, floor {floor:.2f}), temperature {temperature:.4f}, lr {lr:.1e}, "
+    "{pairs_per_second:.0f} pairs/s"
+)
+
+
 class Trainer:
-    """A run of training, step by step; `processes` says which share of each batch is this process's."""
+    """A run of training, step by step; `group` says which share of each batch is this process's."""
+
+    PATIENCE = 1000  # batches in a row of which some process can read nothing
 
     def __init__(self, args: argparse.Namespace, group: Processes, pairs: Pairs):
         self.args, self.group, self.pairs = args, group, pairs
         self.run = Run(args.out, args.keep)
         self.step = self.drawn = 0  # steps done; batches taken, more where whole batches were unreadable
-        self.seen_unreadable: set[str] = set()
-        self.ever_readable = False
-        self.steps = args.steps or (args.epochs or 10) * max(1, self.batches_an_epoch())
-        default = min(10_000, max(1, self.steps // 10))
-        self.warmup = min(default if args.warmup is None else args.warmup, self.steps)
+        self.unusable = 0
+        self.unreadable: dict[str, None] = {}  # messages, each once
+        self.steps = args.steps or (args.epochs or 10) * self.batches_an_epoch()
+        self.warmup = min(10_000, max(1, self.steps // 10)) if args.warmup is None else args.warmup
 
     def batches_an_epoch(self) -> int:
         order = self.pairs.shuffled(random.Random(f"{self.args.seed} 0"))
@@ -424,8 +384,9 @@ class Trainer:
     def options(self) -> dict:
         """What must stay the same for a resumed run to be the same run."""
         names = (
-            "data batch_size chunk tile optimizer lr weight_decay label_smoothing precision seed augment flip"
+            "data filter batch_size chunk tile optimizer lr weight_decay label_smoothing precision device "
         )
+        names += "seed augment flip"
         chosen = {name: getattr(self.args, name) for name in names.split()}
         return chosen | {"steps": self.steps, "warmup": self.warmup, "processes": self.group.world}
 
@@ -435,14 +396,13 @@ class Trainer:
         if found:
             folder, training, self.model, self.processor = found
             self.step, self.drawn = training["step"], training["drawn"]
-            for name, value in self.options().items():
-                if training.get("options", {}).get(name, value) != value:
-                    was = training["options"][name]
-                    warnings.warn(f"resuming with {name} {value}, which was {was}", stacklevel=2)
+            self.compare_options(training["options"])
+            for t in itertools.chain(self.model.parameters(), self.model.buffers()):
+                # Away from the file's pages: how a matrix lies in memory can decide the order of its sums.
+                t.data = t.data.clone()
         else:
             self.model, self.processor = new_model(self.args, self.pairs, self.steps)
         # Its pooler takes no part in ALIGN: without a gradient it would keep the processes waiting.
-        self.model.text_model.requires_grad_(True)
         if self.model.text_model.pooler is not None:
             self.model.text_model.pooler.requires_grad_(False)
         self.model.to(self.group.device).train()
@@ -453,16 +413,39 @@ class Trainer:
         if self.group.world > 1:
             self.encoder = DistributedDataParallel(self.encoder)
 
+    def compare_options(self, before: dict) -> None:
+        """Warn of what has changed since the checkpoint; ValueError for another optimizer."""
+        for name, value in self.options().items():
+            was = before.get(name, value)
+            if was == value:
+                continue
+            if name == "optimizer":
+                raise ValueError(
+                    f"{self.args.out}: was trained with --optimizer {was}, and must go on with it"
+                )
+            if self.group.rank == 0:
+                warnings.warn(f"resuming with {name} {value}, which was {was}", stacklevel=2)
+
     def announce(self) -> None:
         """Say where it starts, and put the run's files in order."""
         if self.step:
             print(f"resuming at step {self.step}", file=sys.stderr)
         elif self.args.resume:
             warnings.warn(f"{self.args.out}: no checkpoint to resume from, starting afresh", stacklevel=2)
-        self.run.clean()
-        self.run.cut_metrics(self.step)
+        if self.step >= self.steps:
+            warnings.warn(f"nothing to do: {self.step} steps of {self.steps} are done", stacklevel=2)
+        elif self.warmup > self.steps:
+            warnings.warn(
+                f"a warm-up of {self.warmup} steps, longer than the {self.steps} there are: "
+                "--lr is never reached",
+                stacklevel=2,
+            )
+        self.run.tidy(self.step)
+        if self.step:  # a kill may have come between the checkpoint and its copy at the top
+            self.run.publish(self.model, self.processor)
 
-    def loader(self) -> DataLoader:
+    def batches(self) -> Iterator[Batch]:
+        """This process's share of batch after batch, prepared; ValueError in one line if a worker fails."""
         text = self.model.config.text_config
         prepare = Prepare(
             self.processor.image_processor,
@@ -475,34 +458,42 @@ class Trainer:
         share = (self.group.rank, self.group.world)
         stream = BatchStream(self.pairs, prepare, self.args.batch_size, self.args.seed, self.drawn, *share)
         workers = dict(num_workers=self.args.workers, worker_init_fn=start_worker)
-        return DataLoader(stream, batch_size=None, generator=torch.Generator(), **workers)
+        try:
+            yield from DataLoader(stream, batch_size=None, generator=torch.Generator(), **workers)
+        except Exception as error:  # whatever a worker raised, or that it is gone
+            raise ValueError(f"step {self.step + 1}: {reason(error)}") from error
 
     def usable(self, batch: Batch) -> bool:
         """Name what could not be read; False, on every rank, if one of them has nothing left."""
         for message in batch["unreadable"]:
-            if message not in self.seen_unreadable:
+            if message not in self.unreadable:
                 warnings.warn(f"skipped: {message}", stacklevel=2)
-            elif not self.ever_readable:  # met again: that was all there is
-                raise ValueError(f"{self.pairs.label}: none of its images can be read")
-            self.seen_unreadable.add(message)
-        self.ever_readable |= bool(batch["names"])
-        return min(self.group.gather(len(batch["names"]))) > 0
+                self.unreadable[message] = None
+        usable = min(self.group.gather(len(batch["names"]))) > 0
+        self.unusable = 0 if usable else self.unusable + 1
+        if self.unusable == self.PATIENCE:
+            raise ValueError(
+                f"{self.pairs.label}: of {self.unusable:,} batches in a row nothing could be read"
+            )
+        return usable
+
+    def loss(self, text: Tensor, image: Tensor, temperature: Tensor) -> Tensor:
+        together = self.group.world > 1
+        return contrastive_loss(text, image, temperature, self.args.label_smoothing, self.args.tile, together)
 
     def learn(self, batch: Batch) -> dict:
         """One step. Returns what metrics.jsonl says of it; ValueError if loss or gradient is not finite."""
-        args, began = self.args, time.perf_counter()
-        rate = learning_rate(self.step + 1, self.steps, self.warmup, args.lr)
+        rate = learning_rate(self.step + 1, self.steps, self.warmup, self.args.lr)
         for parameters in self.optimizer.param_groups:
             parameters["lr"] = rate
-        torch.manual_seed(random.Random(f"{args.seed} {self.step} {self.group.rank}").getrandbits(63))
-
-        def loss_of(text: Tensor, image: Tensor, temperature: Tensor) -> Tensor:
-            together = self.group.world > 1
-            return contrastive_loss(text, image, temperature, args.label_smoothing, args.tile, together)
-
+        torch.manual_seed(random.Random(f"{self.args.seed} {self.step} {self.group.rank}").getrandbits(63))
         self.optimizer.zero_grad()
-        chunks = split(batch.to(self.group.device), args.chunk)
-        loss = backward_in_chunks(self.encoder, chunks, loss_of).item()
+        try:
+            chunks = split(batch.to(self.group.device), self.args.chunk)
+            loss = backward_in_chunks(self.encoder, chunks, self.loss).item()
+        except (RuntimeError, ValueError) as error:  # no memory left, another process gone, σ not a number
+            names = f"the batch was {batch['names'][0]}, …"
+            raise ValueError(f"step {self.step + 1}: {reason(error)}; {names}") from error
         norm = gradient_norm(self.model).item()
         if not math.isfinite(loss + norm):
             raise ValueError(f"step {self.step + 1}: {self.describe_failure(loss, norm, batch)}")
@@ -510,63 +501,68 @@ class Trainer:
         with torch.no_grad():  # no clamp in the paper; but its steps are too small to carry σ past 0
             self.model.temperature.clamp_(min=1e-3)
         self.step += 1
-        pairs = sum(self.group.gather(len(batch["names"])))
+        pairs = int(sum(self.group.gather(len(batch["names"]))))
         return {
             "step": self.step,
             "loss": loss,
             "log_n": math.log(pairs),
-            "floor": loss_floor(int(pairs), args.label_smoothing),
+            "floor": loss_floor(pairs, self.args.label_smoothing),
             "temperature": self.model.temperature.item(),
             "lr": rate,
             "gradient_norm": norm,
-            "pairs": int(pairs),
-            "pairs_per_second": pairs / (time.perf_counter() - began),
+            "pairs": pairs,
         }
 
     def describe_failure(self, loss: float, norm: float, batch: Batch) -> str:
-        what = "the loss" if not math.isfinite(loss) else "the gradient"
-        path = self.args.out / "failed_batch.json"
+        """What is not finite, and on which batch, written to a file too."""
+        what, value = ("gradient", norm) if math.isfinite(loss) else ("loss", loss)
+        names, path = self.group.gather_lists(batch["names"]), self.args.out / "failed_batch.json"
         if self.group.rank == 0:
-            write_json(path, {"step": self.step + 1, "names": batch["names"]})
-        value = norm if math.isfinite(loss) else loss
-        return f"{what} is {value}; the batch ({batch['names'][0]}, …) is listed in {path}"
+            write_json(path, {"step": self.step + 1, "names": names})
+        return f"the {what} is {value}; the batch ({names[0]}, …) is listed in {path}"
 
     def save(self) -> None:
+        """A checkpoint, before which no process goes on; ValueError if weights are no longer finite."""
+        if not all(p.isfinite().all() for p in self.model.parameters()):
+            raise ValueError(f"step {self.step}: weights are no longer finite, so they are not saved")
         if self.group.rank == 0:
-            self.run.save(self.step, self.drawn, self.model, self.processor, self.optimizer, self.options())
-        self.group.gather(0)  # nobody goes on before it is written
+            training = {"step": self.step, "drawn": self.drawn, "options": self.options()}
+            self.run.save(self.model, self.processor, self.optimizer, training)
+        self.group.gather(0)
 
-    def train(self, received: list[int]) -> None:
-        """All steps that are left; `received` holds a signal's number once it is time to stop."""
-        first = self.group.rank == 0
-        bar = tqdm(total=self.steps, initial=self.step, unit="step", disable=not first, dynamic_ncols=True)
-        saved = self.step
-        with bar, contextlib.ExitStack() as files:
-            metrics = (
-                files.enter_context(open(self.run.metrics_path, "a", encoding="utf-8")) if first else None
-            )
-            for batch in self.loader():
-                if self.step == self.steps:
-                    break
+    def train(self, received: list[int]) -> int:
+        """All steps that are left, or fewer if `received` holds a signal's number: that is returned, or 0."""
+        first, stop, before = self.group.rank == 0, 0, time.perf_counter()
+        bar = tqdm(
+            total=self.steps,
+            initial=min(self.step, self.steps),
+            disable=not first,
+            dynamic_ncols=True,
+            bar_format="{percentage:3.0f}%|{bar:10}| {n_fmt}/{total_fmt} [{elapsed}<{remaining}{postfix}]",
+        )
+        with bar:
+            for batch in self.batches() if self.step < self.steps else ():
                 self.drawn += 1
                 if not self.usable(batch):
                     continue
                 row = self.learn(batch)
+                now = time.perf_counter()
+                row["pairs_per_second"], before = row["pairs"] / (now - before), now
                 if first:
-                    print(json.dumps(row), file=metrics, flush=True)
+                    self.run.log(row)
+                bar.set_postfix_str(POSTFIX.format(**row), refresh=False)
                 bar.update()
-                bar.set_postfix_str(
-                    "loss {loss:.3f} (log N {log_n:.2f}, floor {floor:.2f}), temperature {temperature:.4f}, "
-                    "lr {lr:.1e}, {pairs_per_second:.0f} pairs/s".format(**row)
-                )
-                stop = max(self.group.gather(len(received))) > 0
-                if stop or self.step % self.args.save_every == 0 or self.step == self.steps:
+                stop = int(max(self.group.gather(received[0] if received else 0)))
+                last = stop or self.step == self.steps
+                if last or self.step % self.args.save_every == 0:
                     self.save()
-                    saved = self.step
-                if stop or self.step == self.steps:
+                if last:
                     break
-        if saved != self.step or not self.step:
-            self.save()
+        self.unreadable = dict.fromkeys(self.group.gather_lists(list(self.unreadable)))
+        return stop
+
+
+# ---- the command -------------------------------------------------------------------------------------------
 
 
 def draw_curves(run: Run) -> None:
@@ -576,26 +572,26 @@ def draw_curves(run: Run) -> None:
     except ImportError:
         warnings.warn("no curves.png: matplotlib is not installed", stacklevel=2)
         return
-    rows = [json.loads(line) for line in run.metrics_path.read_text(encoding="utf-8").splitlines()]
+    rows = run.metrics()
     steps = [row["step"] for row in rows]
     figure = Figure(figsize=(8, 9), layout="constrained")
     axes = figure.subplots(3, 1, sharex=True)
     for name, label in (("log_n", "log N: chance"), ("loss", "loss"), ("floor", "label smoothing's floor")):
         axes[0].plot(steps, [row[name] for row in rows], label=label, linewidth=1)
     axes[0].legend()
-    for axis, name in zip(axes, ("loss", "temperature", "lr"), strict=True):
+    axes[0].set_ylabel("loss (nats)")
+    for axis, name, label in ((axes[1], "temperature", "temperature"), (axes[2], "lr", "learning rate")):
         axis.plot(steps, [row[name] for row in rows], linewidth=1, color="C1")
-        axis.set_ylabel({"loss": "loss (nats)", "lr": "learning rate"}.get(name, name))
+        axis.set_ylabel(label)
     axes[2].set_xlabel("step")
     write_atomically(run.out / "curves.png", lambda temporary: figure.savefig(temporary, format="png"))
 
 
 def finish(trainer: Trainer, evaluation: Pairs | None) -> None:
     """Curves and R@K, beside the checkpoint."""
+    if trainer.unreadable:
+        warnings.warn(f"{len(trainer.unreadable)} images could not be read and were skipped", stacklevel=2)
     draw_curves(trainer.run)
-    unreadable = len(trainer.seen_unreadable)
-    if unreadable:
-        warnings.warn(f"{unreadable} images could not be read", stacklevel=2)
     if evaluation is not None:
         result = evaluate(trainer.model.eval(), trainer.processor, evaluation)
         write_json(trainer.args.out / "evaluation.json", result)
@@ -610,38 +606,59 @@ def check_out(args: argparse.Namespace) -> None:
         raise ValueError(f"{args.out}: holds a model already; give --resume, or another --out")
 
 
-def run_train(args: argparse.Namespace, parser: argparse.ArgumentParser) -> int | None:
-    """The command. Returns 128 + the signal's number if one ended it."""
-    check_arguments(args, parser)
-    check_out(args)
+def check_readable(pairs: Pairs) -> None:
+    """ValueError if not one image can be read; the first that can ends the search."""
+    first = None
+    for pair in pairs:
+        try:
+            open_image(pair.image, pair.name)
+            return
+        except (OSError, ValueError) as error:
+            first = first or error
+    raise ValueError(f"{pairs.label}: " + (f"no image can be read; {first}" if first else "no pairs in it"))
+
+
+def prepare_data(args: argparse.Namespace) -> tuple[Pairs, Pairs | None]:
+    """The pairs to learn from and to evaluate on. What is wrong is an error now, not hours later."""
     pairs = Pairs(args.data)
     evaluation = Pairs(args.eval) if args.eval else None
     if args.filter:
         report = pairs.filter()
-        print("filter: " + "; ".join(f"{count:,} {what}" for what, count in report.items()), file=sys.stderr)
-    some = next(batches(pairs, args.batch_size, args.seed))  # an error now, if there is nothing to learn from
-    if len(some) < args.batch_size:
-        warnings.warn(
-            f"{pairs.label}: batches of {len(some)} only, there are no more that differ", stacklevel=2
-        )
-    with processes(args.device) as group, stop_on_signals() as received:
-        trainer = Trainer(args, group, pairs)
-        trainer.begin()
-        if group.rank == 0:
-            trainer.announce()
-        group.gather(0)
-        try:
-            trainer.train(received)
-        except RuntimeError as error:  # no memory left, or another process is gone
-            raise ValueError(f"step {trainer.step + 1}: {str(error).splitlines()[0]}") from error
-        if received:
-            print(
-                f"stopped by {signal.Signals(received[0]).name}, saved step {trainer.step}", file=sys.stderr
-            )
-            return 128 + received[0]
-        if group.rank == 0:
-            finish(trainer, evaluation)
-    return None
+        if os.environ.get("RANK", "0") == "0":
+            counts = "; ".join(f"{count:,} {what}" for what, count in report.items())
+            print(f"align-minimal: filter: {counts}", file=sys.stderr)
+    for some in (pairs, evaluation):
+        if some is not None:
+            check_readable(some)
+    first = next(batches(pairs, args.batch_size, args.seed))
+    if len(first) < args.batch_size:
+        what = f"batches of {len(first)} only, for want of pairs that differ"
+        warnings.warn(f"{pairs.label}: {what}", stacklevel=2)
+    return pairs, evaluation
+
+
+def train(args: argparse.Namespace, parser: argparse.ArgumentParser) -> int | None:
+    """The command. Returns 128 + the signal's number if one ended it."""
+    check_arguments(args, parser)
+    check_out(args)
+    pairs, evaluation = prepare_data(args)
+    try:
+        with processes(args.device) as group:
+            with note_signals() as received:
+                trainer = Trainer(args, group, pairs)
+                trainer.begin()
+                if group.rank == 0:
+                    trainer.announce()
+                group.gather(0)
+                stopped = trainer.train(received)
+            if group.rank == 0 and stopped:
+                name = signal.Signals(stopped).name
+                print(f"align-minimal: stopped by {name}, saved step {trainer.step}", file=sys.stderr)
+            elif group.rank == 0:
+                finish(trainer, evaluation)
+    except RuntimeError as error:  # PyTorch's: no memory left, or another process is gone
+        raise ValueError(f"{args.out}: {reason(error)}") from error
+    return 128 + stopped if stopped else None
 
 
 if __name__ == "__main__":  # so that torchrun can start it

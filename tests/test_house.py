@@ -12,8 +12,19 @@ PACKAGE = Path(align_minimal.__file__).parent
 ORDER = (
     "outputs hub config checkpoint efficientnet bert contrastive model wordpiece tokenizer image_processor"
 )
-ORDER = [*ORDER.split(), "processor", "large_batch", "lamb", "retrieval", "__main__"]
-DISPATCH = {"contrastive": {"large_batch"}}  # imported inside the function that offers the other path
+ORDER = [
+    *ORDER.split(),
+    "processor",
+    "large_batch",
+    "lamb",
+    "retrieval",
+    "data",
+    "run_folder",
+    "train",
+    "__main__",
+]
+# Imported inside the function that offers the other path; for torchrun, which starts train.py as a program.
+DISPATCH = {"contrastive": {"large_batch"}, "train": {"__main__"}}
 SOURCES = {p.stem: ast.parse(p.read_text(encoding="utf-8")) for p in PACKAGE.glob("*.py")}
 
 

@@ -182,7 +182,8 @@ def evaluate(model: AlignModel, processor: AlignProcessor, pairs: Iterable, batc
     """
     model.eval()
     texts: dict[str, dict[str, None]] = {}  # by image, each text once
-    images, batch, reason = [], [], ""
+    images, batch = [], []
+    broken: dict[str, str] = {}  # what is wrong, by image
     device = model.temperature.device
 
     def embed_images() -> None:
@@ -191,18 +192,20 @@ def evaluate(model: AlignModel, processor: AlignProcessor, pairs: Iterable, batc
         batch.clear()
 
     for pair in tqdm(pairs, "pictures", unit="", leave=False):
+        if pair.name in broken:
+            continue
         if pair.name not in texts:
             try:
                 batch.append(to_rgb(open_image(pair.image, pair.name)))
             except (OSError, ValueError) as error:
+                broken[pair.name] = str(error)
                 warnings.warn(f"skipped: {error}", stacklevel=2)
-                reason = f"; {error}"
                 continue
             if len(batch) == batch_size:
                 embed_images()
         texts.setdefault(pair.name, {}).update(dict.fromkeys(pair.texts))
     if not texts:
-        raise ValueError(f"no image could be read{reason}" if reason else "no pairs to evaluate on")
+        raise ValueError(f"no image could be read; {next(iter(broken.values()), 'there is none')}")
     if batch:
         embed_images()
     text_image = [i for i, own in enumerate(texts.values()) for _ in own]

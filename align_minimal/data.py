@@ -13,11 +13,13 @@ from __future__ import annotations
 
 import csv
 import dataclasses
+import functools
 import io
 import itertools
 import json
 import os
 import random
+import tarfile
 import warnings
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator, Sequence
@@ -54,115 +56,149 @@ def read_folder(folder: Path) -> list[Pair]:
     """The pairs of an imagefolder: `metadata.jsonl` or `metadata.csv` with columns file_name and text.
 
     In metadata.jsonl text may be a list. Columns concept (a name) and mirror (true or false) may be there.
+    A file_name may lead through a symbolic link: whoever owns the folder made it, not the metadata.
     Raises ValueError naming file and line: nothing in it, malformed, a missing column, a path that leaves
     the folder, a text that is empty.
     """
     path = next(p for p in (folder / "metadata.jsonl", folder / "metadata.csv") if p.exists())
-    rows = _json_rows(path) if path.suffix == ".jsonl" else _csv_rows(path)
+    if not path.is_file():
+        raise ValueError(f"{path}: not a regular file")
     pairs = []
-    for line, row in rows:
+    for line, row in (_json_rows if path.suffix == ".jsonl" else _csv_rows)(path):
         try:
-            pairs.append(_pair(folder, row))
+            image = folder / _file_name(row)
+            pairs.append(_pair(str(image), image, row["text"], row))
         except ValueError as error:
             raise ValueError(f"{path}, line {line}: {error}") from None
     if not pairs:
-        raise ValueError(f"{path}: empty, no pairs in it")
+        raise ValueError(f"{path}, line 1: no pairs in it")
     return pairs
 
 
-def _json_rows(path: Path) -> Iterator[tuple[int, dict]]:
-    with open(path, "rb") as file:  # line by line, so that bad bytes, too, have a line to be named with
+def _lines(path: Path) -> Iterator[str]:
+    with open(path, "rb") as file:  # as bytes, so that a line that is not UTF-8, too, has its number
         for number, line in enumerate(file, 1):
-            if not line.strip():
-                continue
             try:
-                row = json.loads(line.decode("utf-8-sig"))
-            except (ValueError, RecursionError) as error:
-                raise ValueError(f"{path}, line {number}: not valid JSON ({error})") from None
-            if not isinstance(row, dict):
-                raise ValueError(f"{path}, line {number}: expected an object, found {type(row).__name__}")
-            yield number, row
+                yield line.decode("utf-8-sig" if number == 1 else "utf-8")
+            except UnicodeDecodeError as error:
+                raise ValueError(f"{path}, line {number}: {error}") from None
+
+
+def _json_rows(path: Path) -> Iterator[tuple[int, dict]]:
+    for number, line in enumerate(_lines(path), 1):
+        if not line.strip():
+            continue
+        try:
+            row = json.loads(line)
+        except (ValueError, RecursionError) as error:
+            raise ValueError(f"{path}, line {number}: not valid JSON ({error})") from None
+        if not isinstance(row, dict):
+            raise ValueError(f"{path}, line {number}: expected an object, found {type(row).__name__}")
+        yield number, row
 
 
 def _csv_rows(path: Path) -> Iterator[tuple[int, dict]]:
-    with open(path, newline="", encoding="utf-8-sig") as file:
-        reader = csv.DictReader(file, strict=True)
-        try:
-            for row in reader:
-                if None in row or None in row.values():
-                    found = len([v for k, v in row.items() if k and v is not None]) + len(row.get(None, []))
-                    raise ValueError(f"{found} fields under {len(reader.fieldnames)} columns")
-                mirror = row.get("mirror", "true").strip().lower()
-                yield reader.line_num, row | {"mirror": {"true": True, "false": False}.get(mirror, mirror)}
-        except (csv.Error, ValueError) as error:  # ValueError: bytes that are not UTF-8, too
-            raise ValueError(f"{path}, line {reader.line_num or 1}: {error}") from None
+    reader = csv.reader(_lines(path), strict=True)
+    try:
+        header = next(reader, [])
+        for fields in filter(None, reader):
+            if len(fields) != len(header):
+                raise csv.Error(f"{len(fields)} fields under {len(header)} columns")
+            row = dict(zip(header, fields, strict=True))
+            if "mirror" in row:
+                said = row["mirror"].strip().lower()
+                row["mirror"] = {"": True, "true": True, "false": False}.get(said, said)
+            yield reader.line_num, row
+    except csv.Error as error:
+        raise ValueError(f"{path}, line {reader.line_num}: {error}") from None
 
 
-def _pair(folder: Path, row: dict) -> Pair:
-    """A row of metadata as a Pair; ValueError saying what is wrong with it."""
+def _file_name(row: dict) -> str:
+    """Where a row's image is within the folder; ValueError if it says none, or one outside."""
     for column in ("file_name", "text"):
         if column not in row:
             raise ValueError(f"no column {column}; found: {', '.join(map(str, row)) or 'none'}")
-    name, texts, concept, mirror = row["file_name"], row["text"], row.get("concept"), row.get("mirror", True)
+    name = row["file_name"]
     if not isinstance(name, str) or not name or "\0" in name:
-        raise ValueError(f"file_name must be a file's name, not {name!r}")
-    if os.path.isabs(name) or os.path.normpath(name).split(os.sep)[0] == os.pardir:
-        raise ValueError(f"file_name {name!r} leaves the folder")
-    if not isinstance(mirror, bool):
-        raise ValueError(f"mirror must be true or false, not {mirror!r}")
-    path = folder / os.path.normpath(name)
-    return Pair(str(path), path, _texts(texts), None if concept is None else str(concept), mirror)
+        raise ValueError(f"file_name must be a file's name, not {name!r:.80}")
+    path = os.path.normpath(name)
+    if os.path.isabs(path) or path.split(os.sep)[0] == os.pardir:
+        raise ValueError(f"file_name {name!r:.80} leaves the folder")
+    return path
 
 
-def _texts(value: str | list[str]) -> tuple[str, ...]:
-    texts = [value] if isinstance(value, str) else value
+def _pair(name: str, image: Path | bytes, text: str | list[str], more: dict) -> Pair:
+    """A Pair from what its metadata say; ValueError saying what is wrong with it."""
+    texts = [text] if isinstance(text, str) else text
     if not isinstance(texts, list) or not texts or not all(isinstance(t, str) for t in texts):
-        raise ValueError(f"text must be a string or a list of strings, not {value!r}")
+        raise ValueError(f"text must be a string or a list of strings, not {text!r:.80}")
     if not all(t.strip() for t in texts):
         raise ValueError("text is empty")
-    return tuple(texts)
+    "".join([name, *texts]).encode()  # half a surrogate pair is a ValueError now, not in the last step
+    concept, mirror = more.get("concept"), more.get("mirror", True)
+    if not isinstance(concept, (str, int, type(None))):
+        raise ValueError(f"concept must be a name, not {concept!r:.80}")
+    if not isinstance(mirror, bool):
+        raise ValueError(f"mirror must be true or false, not {mirror!r:.80}")
+    return Pair(name, image, tuple(texts), None if concept in (None, "") else str(concept), mirror)
 
 
 def read_shards(shards: Sequence[Path]) -> Iterator[Pair]:
     """The pairs of WebDataset tar shards, one after the other: an image, and .txt or .json with the text.
 
-    The text is KEY.txt, or `text` or `caption` in KEY.json, where `concept` and `mirror` may also stand.
-    What has no image or no text, and the rest of a broken shard, is passed over with a warning.
+    The files of a pair follow each other and differ in what comes after the last dot of their names. The text
+    is KEY.txt, or `text` or `caption` in KEY.json, where `concept` and `mirror` may also stand. What has no
+    image or no text, and the rest of a broken shard, is passed over with a warning.
     """
-    try:
-        import webdataset
-    except ImportError:
-        raise ValueError(
-            f"{shards[0]}: reading shards needs webdataset (pip install 'align_minimal[train]')"
-        ) from None
     for shard in shards:
         try:
-            with open(shard, "rb") as stream:
-                files = webdataset.tariterators.tar_file_expander([{"url": str(shard), "stream": stream}])
-                for sample in webdataset.tariterators.group_by_keys(files):
-                    try:
-                        yield _shard_pair(shard, sample)
-                    except ValueError as error:
-                        warnings.warn(f"{shard}/{sample['__key__']}: skipped, {error}", stacklevel=2)
-        except Exception as error:  # tarfile's, zlib's and the library's own share no base
-            reason = str(error.args[0] if error.args else error) or type(error).__name__
-            warnings.warn(f"{shard}: broken here, the rest of it is skipped ({reason})", stacklevel=2)
+            for key, files in _samples(shard):
+                try:
+                    yield _shard_pair(f"{shard}/{key}", files)
+                except (ValueError, RecursionError) as error:
+                    _warn_once(f"{shard}/{key}: skipped, {error}")
+        except Exception as error:  # tarfile's, zlib's and lzma's share no base
+            _warn_once(f"{shard}: broken here, the rest of it is skipped ({error or type(error).__name__})")
 
 
-def _shard_pair(shard: Path, sample: dict) -> Pair:
-    suffixes = Image.registered_extensions()
-    image = next((sample[k] for k in sample if f".{k.rsplit('.')[-1]}" in suffixes), None)
+@functools.cache  # or each epoch would say it again
+def _warn_once(message: str) -> None:
+    warnings.warn(message, stacklevel=3)
+
+
+class _Header(tarfile.TarInfo):
+    """A tar file's header. To tarfile, one that is cut short or garbled is as good as the end mark."""
+
+    @classmethod
+    def frombuf(cls, buf, encoding, errors):
+        try:
+            return super().frombuf(buf, encoding, errors)
+        except tarfile.HeaderError as error:
+            if buf and not buf.strip(b"\0"):
+                raise
+            raise tarfile.ReadError(str(error)) from None
+
+
+def _samples(shard: Path) -> Iterator[tuple[str, dict[str, bytes]]]:
+    """(key, {".jpg": …, ".txt": …}) for each run of files of one key."""
+    with tarfile.open(shard, "r|*", tarinfo=_Header) as tar:
+        files = (f for f in tar if f.isfile() and not os.path.basename(f.name).startswith("."))
+        contents = ((*os.path.splitext(f.name), tar.extractfile(f).read()) for f in files)
+        for key, run in itertools.groupby(contents, key=lambda content: content[0]):
+            yield key, {suffix.lower(): data for _, suffix, data in run}
+
+
+def _shard_pair(name: str, files: dict[str, bytes]) -> Pair:
+    image = next((data for suffix, data in files.items() if suffix in Image.registered_extensions()), None)
     if image is None:
         raise ValueError("no image")
-    more = json.loads(sample["json"]) if "json" in sample else {}
+    more = json.loads(files.get(".json", "{}"))
     if not isinstance(more, dict):
         raise ValueError("its .json is not an object")
-    text = sample["txt"].decode() if "txt" in sample else more.get("text", more.get("caption"))
-    concept = more.get("concept")
-    concept = None if concept is None else str(concept)
-    return Pair(
-        f"{shard}/{sample['__key__']}", image, _texts(text), concept, more.get("mirror", True) is True
-    )
+    text = files[".txt"].decode("utf-8-sig") if ".txt" in files else more.get("text") or more.get("caption")
+    if text is None:
+        raise ValueError("no text")
+    return _pair(name, image, text, more)
 
 
 class Pairs:
@@ -181,7 +217,7 @@ class Pairs:
         self.shards: list[Path] = []
         self.keep: Filters | None = None
         for path in map(Path, paths):
-            if any((path / name).is_file() for name in ("metadata.jsonl", "metadata.csv")):
+            if any((path / name).exists() for name in ("metadata.jsonl", "metadata.csv")):
                 self.pairs += read_folder(path)
             else:
                 self.shards += find_shards(path)
@@ -195,13 +231,16 @@ class Pairs:
     def filter(self) -> dict[str, int]:
         """Apply the paper's filters from now on. Returns how many images and texts each one drops."""
         keep = Filters(self)
-        kept = sum(1 for pair in self if keep(pair))
+        remaining = filter(None, map(keep, self))
+        if self.pairs:
+            self.pairs = list(remaining)
+            kept = len(self.pairs)
+        else:
+            kept = sum(1 for _ in remaining)
+            self.keep = keep
         if not kept:
             raise ValueError(f"{self.label}: the filters leave nothing ({keep.report()})")
-        report, self.keep = dict(keep.dropped), keep
-        if self.pairs:
-            self.pairs, self.keep = list(self), None
-        return {"kept": kept} | report
+        return {"kept": kept, **keep.dropped}
 
     def shuffled(self, rng: random.Random) -> Iterator[Pair]:
         """One epoch: each pair once. Of shards, their order and the pairs within a buffer are shuffled."""
@@ -283,13 +322,13 @@ class Filters:
 
     def __init__(self, pairs: Iterable[Pair]):
         self.dropped: Counter[str] = Counter()
-        images_of: defaultdict[str, set[int]] = defaultdict(set)
-        texts_of: defaultdict[int, set[int]] = defaultdict(set)
+        images_of: defaultdict[str, set[str]] = defaultdict(set)
+        texts_of: defaultdict[str, set[str]] = defaultdict(set)
         frequency: Counter[str] = Counter()
         for pair in pairs:
             for text in set(pair.texts):
-                images_of[text].add(hash(pair.name))
-                texts_of[hash(pair.name)].add(hash(text))
+                images_of[text].add(pair.name)
+                texts_of[pair.name].add(text)
                 frequency.update(grams(text))
         self.shared = {text for text, images in images_of.items() if len(images) > MAX_IMAGES}
         self.crowded = {image for image, texts in texts_of.items() if len(texts) > MAX_TEXTS}
@@ -308,7 +347,7 @@ class Filters:
 
     def check_image(self, pair: Pair) -> str | None:
         """Why this image is dropped, or None. One that cannot be read is left to be reported as such."""
-        if hash(pair.name) in self.crowded:
+        if pair.name in self.crowded:
             return f"images with more than {MAX_TEXTS} texts"
         try:
             source = io.BytesIO(pair.image) if isinstance(pair.image, bytes) else pair.image

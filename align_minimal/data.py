@@ -399,8 +399,9 @@ def epoch_batches(pairs: Iterable[Pair], size: int) -> Iterator[list[Pair]]:
                 if after[key] <= first:
                     del after[key]  # or a stream's every name would stay in memory
             yield batch
-    if first == 0:
-        yield from (batch for batch in open_batches.values() if batch)
+    rest = [batch for batch in open_batches.values() if batch]
+    full = [batch for batch in rest if len(batch) == size]
+    yield from full if first or full else rest
 
 
 def _keys(pair: Pair) -> list[tuple[str, str]]:
@@ -429,7 +430,7 @@ def crop_and_flip(pixels: Tensor, size: int, flip: Tensor, draw: torch.Generator
     tops, lefts = torch.randint(room, (2, len(pixels)), generator=draw).tolist()
     crops = [x[:, t : t + size, s : s + size] for x, t, s in zip(pixels, tops, lefts, strict=True)]
     crops = torch.stack(crops)
-    return torch.where(flip[:, None, None, None], crops.flip(-1), crops).float()
+    return torch.where(flip[:, None, None, None], crops.flip(-1), crops)
 
 
 def distort(pixels: Tensor, size: int, flip: Tensor, draw: torch.Generator) -> Tensor:
@@ -491,7 +492,10 @@ class Prepare:
         if pair.name in self.cache:
             return self.cache[pair.name]
         image = open_image(pair.image, pair.name)
-        image = to_rgb(image) if self.mode == "RGB" else image.convert("RGBA").convert("RGBa")
+        if self.mode == "RGB" or not image.has_transparency_data:
+            image = to_rgb(image)  # deep grey, too, which Pillow's convert would clip
+        if image.mode != self.mode:
+            image = image.convert("RGBA").convert("RGBa")
         image = image.resize((self.side, self.side), self.image_processor.resample)
         pixels = torch.from_numpy(np.array(image)).permute(2, 0, 1).contiguous()
         if isinstance(pair.image, Path) and pixels.nbytes <= self.room:
@@ -501,30 +505,29 @@ class Prepare:
 
     def __call__(self, pairs: list[Pair], seed: str) -> Batch:
         rng = random.Random(seed)
-        images, texts, flips, names, unreadable = [], [], [], [], []
-        for pair in pairs:
-            text, flip = (
-                rng.choice(pair.texts),
-                rng.random() < 0.5,
-            )  # drawn for all: one broken moves no other
+        drawn = [(rng.choice(pair.texts), rng.random() < 0.5 and self.flip and pair.mirror) for pair in pairs]
+        images, readable, unreadable = [], [], []
+        for i, pair in enumerate(pairs):
             try:
                 images.append(self.pixels(pair))
+                readable.append(i)
             except (OSError, ValueError) as error:
+                images.append(torch.zeros(len(self.mode), self.side, self.side, dtype=torch.uint8))
                 unreadable.append(" ".join(str(error).split()))
-                continue
-            texts.append(text)
-            flips.append(flip and self.flip and pair.mirror)
-            names.append(pair.name)
-        if not images:
+        names = [pairs[i].name for i in readable]
+        if not names:
             return Batch(pixel_values=torch.empty(0), names=names, unreadable=unreadable)
         draw = torch.Generator().manual_seed(rng.getrandbits(63))
-        augmented = self.augment(torch.stack(images), self.size, torch.tensor(flips), draw)
-        pixels = self.image_processor.normalize(augmented.permute(0, 2, 3, 1).numpy())  # (B, size, size, 3)
+        flips = torch.tensor([flip for _, flip in drawn])
+        # What is unreadable is drawn for like the rest and left out only now, so it changes nothing for them.
+        augmented = self.augment(torch.stack(images), self.size, flips, draw)[readable]
+        pixels = [self.image_processor.normalize(x) for x in augmented.permute(0, 2, 3, 1).numpy()]
+        texts = [drawn[i][0] for i in readable]
         ids = self.tokenizer(
             texts, padding=True, truncation=True, max_length=self.max_tokens, return_tensors="pt"
         )
         return Batch(
-            pixel_values=torch.from_numpy(pixels).permute(0, 3, 1, 2).contiguous(),
+            pixel_values=torch.from_numpy(np.stack(pixels)).permute(0, 3, 1, 2).float().contiguous(),
             input_ids=ids["input_ids"],
             attention_mask=ids["attention_mask"],
             names=names,

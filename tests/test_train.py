@@ -373,7 +373,7 @@ def test_a_rate_that_blows_the_weights_up_ends_it_in_one_line(folder, tmp_path, 
     argv = arguments(folder, tmp_path / "out", "--lr", rate, "--warmup", "0", "--save-every", "1")
     status, out, err = run(capsys, *argv)
     assert (status, out) == (1, "") and "Traceback" not in err
-    assert err.splitlines()[-1].startswith("align-minimal: step ")
+    assert err.splitlines()[-1].startswith("align-minimal: ")
 
 
 @pytest.mark.parametrize(
@@ -440,7 +440,7 @@ def test_curves_are_a_png_and_without_matplotlib_a_warning(whole, monkeypatch):
         train.draw_curves(run_folder.Run(whole, keep=3))
 
 
-# ---- many processes ----------------------------------------------------------------------------------------
+# ---- help --------------------------------------------------------------------------------------------------
 
 
 def test_help_explains_every_flag():

@@ -58,7 +58,7 @@ def build_parser(command: str | None) -> argparse.ArgumentParser:
         description="Train both towers by the paper's recipe: contrastive loss, LAMB, warm-up, linear decay.",
     )
     if command == "train":
-        from .train import add_arguments
+        from .train_options import add_arguments
 
         add_arguments(train)
         train.set_defaults(run=run_train)

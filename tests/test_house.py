@@ -20,6 +20,8 @@ ORDER = [
     "retrieval",
     "data",
     "run_folder",
+    "processes",
+    "train_options",
     "train",
     "__main__",
 ]

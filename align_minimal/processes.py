@@ -1,0 +1,85 @@
+"""Several processes that train one model: who they are, what they tell each other, how they are stopped."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import itertools
+import os
+import signal
+import warnings
+
+import torch
+import torch.distributed as dist
+
+
+@dataclasses.dataclass
+class Processes:
+    """This process among those that train together."""
+
+    rank: int = 0
+    world: int = 1
+    device: str = "cpu"
+
+    def gather(self, number: float) -> list[float]:
+        """Every rank's number, on every rank."""
+        if self.world == 1:
+            return [number]
+        numbers = [torch.zeros(1, dtype=torch.float64, device=self.device) for _ in range(self.world)]
+        dist.all_gather(numbers, torch.tensor([number], dtype=torch.float64, device=self.device))
+        return [n.item() for n in numbers]
+
+    def gather_lists(self, items: list) -> list:
+        """Every rank's items, as one list, on every rank."""
+        lists = [items]
+        if self.world > 1:
+            lists = [None] * self.world
+            dist.all_gather_object(lists, items)
+        return list(itertools.chain(*lists))
+
+
+@contextlib.contextmanager
+def processes(device: str):
+    """Join the process group if torchrun started this process, and leave it at the end."""
+    world = int(os.environ.get("WORLD_SIZE", 1))
+    if world == 1:
+        yield Processes(device=device)
+        return
+    if device == "cuda":
+        device = f"cuda:{os.environ['LOCAL_RANK']}"
+        torch.cuda.set_device(device)
+    dist.init_process_group("nccl" if device.startswith("cuda") else "gloo")
+    yield Processes(dist.get_rank(), world, device)
+    dist.destroy_process_group()  # not where an error ended the run: the others may still be waiting
+
+
+@contextlib.contextmanager
+def note_signals():
+    """Give a list that a SIGINT or SIGTERM puts its number into. A second Ctrl-C acts as usual; a second
+    SIGTERM does not: a supervisor may send it to the group and again to each process.
+    """
+    received: list[int] = []
+    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+
+    def note(number: int, frame) -> None:
+        received.append(number)
+        signal.signal(signal.SIGINT, before[signal.SIGINT])
+
+    for number in before:
+        signal.signal(number, note)
+    try:
+        yield received
+    finally:
+        for number, action in before.items():
+            signal.signal(number, action)
+
+
+def start_worker(number: int) -> None:
+    """The main process decides what a signal means, and needs its workers until it has; and one worker's
+    warnings are enough.
+    """
+    for each in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(each, signal.SIG_IGN)
+    torch.set_num_threads(1)
+    if number > 0:
+        warnings.simplefilter("ignore")

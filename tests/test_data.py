@@ -114,6 +114,10 @@ BAD_JSONL = {
     "empty text": (b'{"file_name": "a", "text": " "}', "line 1: text is empty"),
     "empty text in a list": (b'{"file_name": "a", "text": ["x", ""]}', "line 1: text is empty"),
     "empty list": (b'{"file_name": "a", "text": []}', r"line 1: text must be .* not \[\]"),
+    "a long object as text": (
+        b'{"file_name": "a", "text": {"%s": 1}}' % (b"x" * 9999),
+        "line 1: text must be",
+    ),
     "number as text": (b'{"file_name": "a", "text": [1]}', "line 1: text must be a string or a list"),
     "half a surrogate pair": (b'{"file_name": "a", "text": "\\ud83d"}', "line 1: 'utf-8' codec can't encode"),
     "absolute path": (b'{"file_name": "/etc/a.png", "text": "x"}', "line 1: file_name '/etc/a.png' leaves"),
@@ -306,6 +310,15 @@ def test_every_pair_is_met_once_an_epoch_where_sizes_divide():
 
 def test_pairs_of_a_single_concept_are_given_one_by_one():
     assert [[p.name for p in b] for b in epoch_batches(made(3, concepts=1), 4)] == [["0"], ["1"], ["2"]]
+
+
+def test_a_full_batch_behind_one_that_never_fills_is_given():
+    pairs = (
+        Pair("1", Path("0"), ("x",), "A"),
+        Pair("1", Path("1"), ("x",), "B"),
+        Pair("2", Path("2"), ("x",), "A"),
+    )
+    assert list(epoch_batches(pairs, 2)) == [[pairs[1], pairs[2]]]
 
 
 def test_memory_of_names_does_not_grow_on_a_stream():

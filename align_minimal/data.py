@@ -71,7 +71,7 @@ def read_folder(folder: Path) -> list[Pair]:
         except ValueError as error:
             raise ValueError(f"{path}, line {line}: {error}") from None
     if not pairs:
-        raise ValueError(f"{path}, line 1: no pairs in it")
+        raise ValueError(f"{path}, line 1: empty, no pairs in it")
     return pairs
 
 

@@ -109,8 +109,8 @@ BAD_JSONL = {
     "UTF-16": ("{}".encode("utf-16"), "line 1: 'utf-8' codec"),
     "no text": (b'{"file_name": "a", "caption": "x"}', "line 1: no column text; found: file_name, caption"),
     "no file_name": (GOOD + b"\n{}", "line 3: no column file_name; found: none"),
-    "empty file": (b"", "line 1: no pairs in it"),
-    "blank lines": (b"\n\n", "line 1: no pairs in it"),
+    "empty file": (b"", "line 1: empty, no pairs in it"),
+    "blank lines": (b"\n\n", "line 1: empty, no pairs in it"),
     "empty text": (b'{"file_name": "a", "text": " "}', "line 1: text is empty"),
     "empty text in a list": (b'{"file_name": "a", "text": ["x", ""]}', "line 1: text is empty"),
     "empty list": (b'{"file_name": "a", "text": []}', r"line 1: text must be .* not \[\]"),
@@ -130,8 +130,8 @@ BAD_JSONL = {
     "word as mirror": (b'{"file_name": "a", "text": "x", "mirror": "no"}', "line 1: mirror must be .*'no'"),
 }
 BAD_CSV = {
-    "empty file": (b"", "line 1: no pairs in it"),
-    "header only": (b"file_name,text\n", "line 1: no pairs in it"),
+    "empty file": (b"", "line 1: empty, no pairs in it"),
+    "header only": (b"file_name,text\n", "line 1: empty, no pairs in it"),
     "too few fields": (b"file_name,text\na,x\nb\n", "line 3: 1 fields under 2 columns"),
     "too many fields": (b"file_name,text\na,x,y\n", "line 2: 3 fields under 2 columns"),
     "no text": (b"file_name,label,mirror\na,x,\n", "line 2: no column text; found: file_name, label, mirror"),

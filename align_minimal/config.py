@@ -294,6 +294,7 @@ PRESETS: dict[str, dict[str, Any]] = {
             image_size=64,
             width_coefficient=0.5,
             depth_coefficient=0.5,
+            kernel_sizes=[3] * 7,  # the late maps are 4×4: a 5×5 kernel sees mostly padding
             strides=[1, 2, 2, 2, 1, 1, 1],
             hidden_dim=160,
             drop_connect_rate=0.0,

@@ -40,7 +40,8 @@ from align_minimal.hub import write_atomically, write_json
 from align_minimal.lamb import parameter_groups
 from align_minimal.retrieval import evaluate
 from align_minimal.tokenizer import BertTokenizer
-from align_minimal.train import PairEncoder, learning_rate, new_image_processor, positive
+from align_minimal.train import PairEncoder, learning_rate, new_image_processor
+from align_minimal.train_options import positive
 
 DESIGNERS, HELD_OUT = ("twemoji", "openmoji", "emojitwo", "fxemoji"), "fluent"
 BATCH, RATE, SIDE, VOCABULARY = 256, 2e-3, 32, 4000

@@ -1,6 +1,6 @@
 """Make `weights/emoji` from nothing, in one command: fetch and draw the art, train, put the result in place.
 
-    python weights/train_emoji.py data/emoji --out runs/emoji    # about two hours on 2 cores
+    python weights/train_emoji.py data/emoji --out runs/emoji    # about 75 minutes on 2 cores
     python weights/train_emoji.py data/emoji --out runs/tune --hold-out fluent --steps 500    # to tune
 
 Everything is done by `prepare_emoji.py` and by `align-minimal train`, whose command is printed. A run that
@@ -32,7 +32,7 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument(
         "--hold-out", help="a designer to leave out and measure on; weights/emoji stays as it is"
     )
-    parser.add_argument("--steps", type=int, default=6400)
+    parser.add_argument("--steps", type=int, default=6000)
     args, more = parser.parse_known_args(argv)  # further flags go to `align-minimal train`
     status = prepare_emoji.main([str(args.data)])
     if status:

@@ -13,6 +13,7 @@ But: the batch, the rates and the length are what the flags say; the paper's are
 from __future__ import annotations
 
 import argparse
+import contextlib
 import itertools
 import math
 import os
@@ -279,10 +280,14 @@ class Trainer:
         share = (self.group.rank, self.group.world)
         stream = BatchStream(self.pairs, prepare, self.args.batch_size, self.args.seed, self.drawn, *share)
         workers = dict(num_workers=self.args.workers, worker_init_fn=start_worker)
+        loader = iter(DataLoader(stream, batch_size=None, generator=torch.Generator(), **workers))
         try:
-            yield from DataLoader(stream, batch_size=None, generator=torch.Generator(), **workers)
+            yield from loader
         except Exception as error:  # whatever a worker raised, or that it is gone
             raise ValueError(f"step {self.step + 1}: {reason(error)}") from error
+        finally:  # its workers ignore the SIGTERM with which Python, at exit, would end them and then wait
+            if self.args.workers:
+                loader._shutdown_workers()
 
     def usable(self, batch: Batch) -> bool:
         """Name what could not be read; False, on every rank, if one of them has nothing left."""
@@ -361,8 +366,8 @@ class Trainer:
             dynamic_ncols=True,
             bar_format="{percentage:3.0f}%|{bar:10}| {n_fmt}/{total_fmt} [{elapsed}<{remaining}{postfix}]",
         )
-        with bar:
-            for batch in self.batches() if self.step < self.steps else ():
+        with bar, contextlib.closing(self.batches()) as prepared:
+            for batch in prepared if self.step < self.steps else ():
                 self.drawn += 1
                 if not self.usable(batch):
                     continue

@@ -2,6 +2,7 @@
 
 import json
 import math
+import multiprocessing
 import shutil
 import sys
 import time
@@ -218,6 +219,7 @@ def test_a_worker_that_fails_ends_it_in_one_line(capsys, folder, tmp_path, monke
     status, out, err = run(capsys, *arguments(folder, tmp_path / "out", "--workers", 1))
     assert (status, out) == (1, "") and "Traceback" not in err
     assert err.splitlines()[-1].startswith("align-minimal: step 1: ") and "of a bug" in err
+    assert multiprocessing.active_children() == []  # or Python would wait for it for ever
 
 
 # ---- under torchrun ----------------------------------------------------------------------------------------

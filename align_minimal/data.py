@@ -527,7 +527,7 @@ class Prepare:
             texts, padding=True, truncation=True, max_length=self.max_tokens, return_tensors="pt"
         )
         return Batch(
-            pixel_values=torch.from_numpy(np.stack(pixels)).permute(0, 3, 1, 2).float().contiguous(),
+            pixel_values=torch.from_numpy(np.stack(pixels)).permute(0, 3, 1, 2).contiguous(),
             input_ids=ids["input_ids"],
             attention_mask=ids["attention_mask"],
             names=names,

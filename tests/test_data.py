@@ -566,7 +566,8 @@ def test_drawings_keep_their_range_and_flipping_mirrors_them():
 def test_what_is_transparent_shows_a_background_of_one_colour():
     nothing = distorted(torch.zeros(32, 4, 29, 29, dtype=torch.uint8), False)
     assert nothing.flatten(2).std(-1).max() < 1e-3
-    assert nothing[:, :, 0, 0].std() > 20  # white, or any colour
+    corner = nothing[:, :, 0, 0]
+    assert corner.max() > 250 and corner.min() < 100  # white, or any colour
     half = torch.zeros(32, 4, 29, 29, dtype=torch.uint8)
     half[:, 3, 8:21, 8:21] = 255  # a black square in the middle
     shown = distorted(half, False)

@@ -45,7 +45,7 @@ from align_minimal.train_options import positive
 
 DESIGNERS, HELD_OUT = ("twemoji", "openmoji", "emojitwo", "fxemoji"), "fluent"
 BATCH, RATE, SIDE, VOCABULARY = 256, 2e-3, 32, 4000
-AUGMENTATION = "paper"  # of 400 steps twice as much remains as of "drawings"
+AUGMENTATION = "paper"  # 400 steps learn more from it than from "drawings"
 BASE_SEEDS = 3  # of `base`, so that the table can tell a difference from luck
 SHOWN = "R@10"  # after so short a training R@1 is a picture in a hundred, and its differences are luck
 

@@ -129,11 +129,11 @@ def tiled_loss(
     text_embeds: Tensor,
     image_embeds: Tensor,
     temperature: Tensor | float,
-    label_smoothing: float = 0.1,
-    tile: int | None = None,
-    distributed: bool = False,
+    label_smoothing: float,
+    tile: int | None,
+    distributed: bool,
 ) -> Tensor:
-    """`contrastive_loss` for its arguments tile and distributed, its other arguments checked. → scalar.
+    """`contrastive_loss`, which has checked the other arguments, with tile or distributed. → scalar.
 
     tile is 1024 if not given. distributed: every rank of the default process group must call this, with its
     own b ≥ 0 pairs; each gets the loss of all pairs, and gradients whose mean over the ranks is the whole
@@ -143,7 +143,7 @@ def tiled_loss(
     when a second derivative is asked for.
 
     >>> pairs = torch.eye(4)
-    >>> tiled_loss(pairs, pairs, temperature=1.0, label_smoothing=0.0, tile=3)
+    >>> tiled_loss(pairs, pairs, temperature=1.0, label_smoothing=0.0, tile=3, distributed=False)
     tensor(0.7437)
     """
     tile = 1024 if tile is None else tile

@@ -457,6 +457,8 @@ def prepare_data(args: argparse.Namespace) -> tuple[Pairs, Pairs | None]:
         if some is not None:
             check_readable(some)
     first = next(batches(pairs, args.batch_size, args.seed))
+    if len(first) < int(os.environ.get("WORLD_SIZE", 1)):
+        raise ValueError(f"{pairs.label}: batches of {len(first)}, less than a pair for each process")
     if len(first) < args.batch_size:
         what = f"batches of {len(first)} only, for want of pairs that differ"
         warnings.warn(f"{pairs.label}: {what}", stacklevel=2)

@@ -6,6 +6,7 @@ import os
 import signal
 import sys
 import warnings
+from argparse import Namespace
 from pathlib import Path
 
 import pytest
@@ -15,6 +16,7 @@ from safetensors import SafetensorError
 
 from align_minimal import AlignModel, AlignProcessor, contrastive_loss, run_folder, train
 from align_minimal.__main__ import main
+from align_minimal.data import Pairs
 from align_minimal.run_folder import checkpoints
 from tests.test_cli import run
 from tests.tiny_training import (
@@ -88,6 +90,39 @@ def kill_at(monkeypatch, step: int, argv: list[str]) -> None:
 
 
 # ---- pieces ------------------------------------------------------------------------------------------------
+
+
+def test_a_short_run_forgets_where_batch_norm_s_averages_started(folder):
+    options = dict(
+        init=None, config=folder / "config.json", vocab=None, vocab_size=None, augment="paper", seed=0
+    )
+    for steps, momentum in ((500, 0.96), (1999, 0.98999), (2000, 0.99), (100_000, 0.99)):
+        model, _ = train.new_model(Namespace(**options), Pairs([folder / "data"]), steps)
+        assert model.config.vision_config.batch_norm_momentum == pytest.approx(momentum, abs=1e-5)
+        assert model.vision_model.stem.bn.momentum == pytest.approx(1 - momentum, abs=1e-5)
+        assert momentum**steps < 2e-9  # what is left of the start
+
+
+def test_fewer_pairs_than_processes_are_refused(tmp_path, monkeypatch):
+    data = write_pairs(tmp_path / "data", TEXTS[:1])
+    args = Namespace(data=[data], eval=None, filter=False, batch_size=8, seed=0)
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    with pytest.raises(ValueError, match="data: batches of 1, less than a pair for each process"):
+        train.prepare_data(args)
+
+
+def test_no_step_carries_the_temperature_past_0(folder, tmp_path, monkeypatch):
+    class Plunge(torch.optim.SGD):
+        @torch.no_grad()
+        def step(self):
+            for group in self.param_groups:
+                if group["name"] == "temperature":
+                    group["params"][0].sub_(1)
+
+    groups = train.parameter_groups
+    monkeypatch.setattr(train, "new_optimizer", lambda args, model: Plunge(groups(model, 0.0), lr=1.0))
+    assert main(arguments(folder, tmp_path / "out")) == 0
+    assert [row["temperature"] for row in metrics(tmp_path / "out")] == pytest.approx([1e-3] * 6)
 
 
 @pytest.mark.parametrize(

@@ -7,14 +7,10 @@ Results go to stdout; progress, warnings and one-line errors to stderr. Exit sta
 from __future__ import annotations
 
 import argparse
-import json
+import math
 import os
 import sys
 import warnings
-from collections.abc import Iterable, Iterator
-from pathlib import Path
-
-BATCH_SIZE = 32  # images through the model at a time
 
 
 class Parser(argparse.ArgumentParser):
@@ -28,30 +24,10 @@ def build_parser(command: str | None) -> argparse.ArgumentParser:
     """The flags of all commands; those of `train` only for it: they come with PyTorch, which is slow."""
     parser = Parser(prog="align-minimal", description="ALIGN: pictures and words in one space.")
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND", parser_class=Parser)
-    classify = commands.add_parser(
-        "classify",
-        help="which of these labels fits each picture?",
-        description="Zero-shot classification: the probability of each label for each picture.",
-    )
-    classify.add_argument("images", nargs="+", metavar="IMAGE_OR_FOLDER", help="pictures, or folders of them")
-    classify.add_argument("--labels", nargs="+", required=True, metavar="LABEL", help="what it may show")
-    classify.add_argument(
-        "--template",
-        action="append",
-        metavar="TEXT",
-        help="a text with {} for the label, as 'a photo of a {}'; several are averaged (default: the label)",
-    )
-    add_model_arguments(classify)
-    classify.set_defaults(run=run_classify)
-    evaluate = commands.add_parser(
-        "evaluate",
-        help="how often is the right text, or picture, found?",
-        description="Retrieval: R@1, R@5 and R@10 of pictures' texts, and of texts' pictures.",
-    )
-    pairs = "folders with metadata.jsonl or metadata.csv (file_name, text), or WebDataset tar shards"
-    evaluate.add_argument("data", nargs="+", metavar="DATA", help=pairs)
-    add_model_arguments(evaluate)
-    evaluate.set_defaults(run=run_evaluate)
+    add_classify(commands)
+    add_search(commands)
+    add_evaluate(commands)
+    add_demo(commands)
     train = commands.add_parser(
         "train",
         help="train a model on pairs of your own",
@@ -61,8 +37,94 @@ def build_parser(command: str | None) -> argparse.ArgumentParser:
         from .train_options import add_arguments
 
         add_arguments(train)
-        train.set_defaults(run=run_train)
     return parser
+
+
+def add_classify(commands) -> None:
+    parser = commands.add_parser(
+        "classify",
+        help="which of these labels fits each picture?",
+        description="Zero-shot classification: the probability of each label for each picture.",
+    )
+    parser.add_argument("images", nargs="+", metavar="IMAGE_OR_FOLDER", help="pictures, or folders of them")
+    labels = parser.add_mutually_exclusive_group(required=True)
+    labels.add_argument("--labels", nargs="+", metavar="LABEL", help="what it may show")
+    labels.add_argument("--labels-file", metavar="FILE", help="a file with a label a line instead")
+    templates = parser.add_mutually_exclusive_group()
+    templates.add_argument(
+        "--template",
+        action="append",
+        metavar="TEXT",
+        help="a text with {} for the label, as 'a photo of a {}'; several are averaged (default: the label)",
+    )
+    templates.add_argument("--ensemble", action="store_true", help="average over the templates that ship")
+    parser.add_argument("--top", type=count, metavar="K", help="only the K likeliest labels (default: all)")
+    add_model_arguments(parser)
+    output = add_output_arguments(parser)
+    output.add_argument("--csv", action="store_true", help="print a line a picture and label, with commas")
+
+
+def add_search(commands) -> None:
+    parser = commands.add_parser(
+        "search",
+        help="find pictures in a folder by words, by a picture, or by both",
+        description="Search: the pictures nearest to a text, to a picture, or to a picture ± a text. The "
+        "folder is embedded once; later calls embed what has changed.",
+    )
+    parser.add_argument("folder", metavar="FOLDER", help="searched to the bottom")
+    parser.add_argument("queries", nargs="*", metavar="QUERY", help="texts, answered one after the other")
+    parser.add_argument("--image", metavar="REF", help="a picture to start from; the texts are added to it")
+    parser.add_argument("--minus", metavar="TEXT", help="a text to take away from the query")
+    weight = "of a text beside the picture, whose weight is 1 (default: 2, as in the paper)"
+    parser.add_argument("--text-weight", type=positive_number, default=2.0, metavar="W", help=weight)
+    parser.add_argument("--top", type=count, default=10, metavar="K", help="answers a query (default: 10)")
+    parser.add_argument("--index", metavar="DIR", help="where to keep the embeddings (default: in the cache)")
+    add_model_arguments(parser)
+    add_output_arguments(parser)
+
+
+def add_evaluate(commands) -> None:
+    parser = commands.add_parser(
+        "evaluate",
+        help="how often is the right text, picture or label found?",
+        description="Retrieval: R@1, R@5 and R@10 of pictures' texts, and of texts' pictures. With "
+        "--zero-shot classification: top-1, top-5 and the accuracy of each class.",
+    )
+    pairs = "folders with metadata.jsonl or metadata.csv (file_name, text), or WebDataset tar shards; for "
+    pairs += "--zero-shot folders with metadata (file_name, label or text), or with a folder a class"
+    parser.add_argument("data", nargs="+", metavar="DATA", help=pairs)
+    labels = "the classes: a file with a label a line, or CLASS<tab>LABEL where DATA calls them otherwise"
+    parser.add_argument("--zero-shot", metavar="LABELS", help=labels)
+    ensemble = "with --zero-shot, average over the templates that ship"
+    parser.add_argument("--ensemble", action="store_true", help=ensemble)
+    add_model_arguments(parser)
+    parser.add_argument("--json", action="store_true", help="print one JSON document")
+
+
+def add_demo(commands) -> None:
+    parser = commands.add_parser(
+        "demo",
+        help="zero-shot classification in the browser",
+        description="Serve a page: drop a picture, type labels, see bars. Needs gradio.",
+    )
+    host = "who may see it: 127.0.0.1, this machine only (default), or 0.0.0.0, everybody in the network"
+    parser.add_argument("--host", default="127.0.0.1", help=host)
+    parser.add_argument("--port", type=count, default=7860, help="default: 7860")
+    add_model_arguments(parser)
+
+
+def count(text: str) -> int:
+    number = int(text)
+    if number < 1:
+        raise argparse.ArgumentTypeError(f"must be at least 1, not {text}")
+    return number
+
+
+def positive_number(text: str) -> float:
+    number = float(text)
+    if not 0 < number < math.inf:
+        raise argparse.ArgumentTypeError(f"must be a number above 0, not {text}")
+    return number
 
 
 def add_model_arguments(parser: argparse.ArgumentParser) -> None:
@@ -75,145 +137,20 @@ def add_model_arguments(parser: argparse.ArgumentParser) -> None:
         help="a checkpoint: a folder, or a name as kakaobrain/align-base (default: the one shipped)",
     )
     parser.add_argument("--device", default="cpu", help="cpu, cuda or mps (default: cpu)")
-    parser.add_argument("--json", action="store_true", help="print one JSON document")
+
+
+def add_output_arguments(parser: argparse.ArgumentParser):
+    """--html, and --json in a group of what excludes it, which is returned."""
+    parser.add_argument("--html", metavar="FILE", help="write a page with thumbnails, too")
+    output = parser.add_mutually_exclusive_group()
+    output.add_argument("--json", action="store_true", help="print one JSON document")
+    return output
 
 
 def warn(message: str) -> None:
     from tqdm import tqdm
 
     tqdm.write(f"align-minimal: warning: {message}", file=sys.stderr)  # above the bar, if there is one
-
-
-def find_images(arguments: list[str]) -> list[tuple[Path, bool]]:
-    """(path, was it named) in the order given; folders are searched to the bottom, sorted.
-
-    Raises ValueError for a folder without a picture. Hidden files and folders are passed over.
-    """
-    from PIL import Image
-
-    suffixes = set(Image.registered_extensions())
-    found: list[tuple[Path, bool]] = []
-    for argument in arguments:
-        path = Path(argument)
-        if not path.is_dir():
-            found.append((path, True))
-            continue
-        inside = [
-            p
-            for p in sorted(path.rglob("*"))
-            if p.suffix.lower() in suffixes
-            and p.is_file()
-            and not any(part.startswith(".") for part in p.relative_to(path).parts)
-        ]
-        if not inside:
-            raise ValueError(f"{path}: no picture in this folder")
-        found += [(p, False) for p in inside]
-    return found
-
-
-def read_images(paths: Iterable[tuple[Path, bool]]) -> Iterator[tuple[Path, object]]:
-    """Each readable picture; one that lies in a folder and cannot be read is skipped with a warning."""
-    from .image_processor import load_image
-
-    for path, named in paths:
-        try:
-            image = load_image(path)
-        except (OSError, ValueError) as error:
-            if named:
-                raise
-            warn(f"skipped: {error}")
-            continue
-        yield path, image
-
-
-def batches(items: Iterator, size: int) -> Iterator[list]:
-    """Lists of `size` items; the last may be shorter."""
-    batch = []
-    for item in items:
-        batch.append(item)
-        if len(batch) == size:
-            yield batch
-            batch = []
-    if batch:
-        yield batch
-
-
-def check_device(name: str, parser: argparse.ArgumentParser) -> None:
-    """A usage error unless this machine's PyTorch can put a tensor on the device called `name`."""
-    import torch
-
-    try:
-        torch.empty(0, device=name)
-    except (RuntimeError, AssertionError, NotImplementedError) as error:
-        parser.error(f"--device {name}: {str(error).splitlines()[0]}")
-
-
-def run_classify(args: argparse.Namespace, parser: argparse.ArgumentParser) -> None:
-    from tqdm import tqdm
-
-    from .model import AlignModel
-    from .processor import AlignProcessor
-    from .retrieval import ZeroShotClassifier, check_labels
-
-    templates = args.template or ["{}"]
-    try:
-        check_labels(args.labels, templates)
-    except ValueError as error:
-        parser.error(str(error))
-    check_device(args.device, parser)
-    paths = find_images(args.images)
-    for path, named in paths:  # the cheap mistakes first, before a model is loaded
-        if named and not path.exists():
-            raise FileNotFoundError(f"{path}: no such file")
-    model = AlignModel.from_pretrained(args.model).to(args.device)
-    classifier = ZeroShotClassifier(model, AlignProcessor.from_pretrained(args.model), args.labels, templates)
-    results = []
-    bar = tqdm(paths, unit="picture", leave=False, disable=len(paths) <= BATCH_SIZE)
-    for batch in batches(read_images(bar), BATCH_SIZE):
-        for (path, _), logits in zip(batch, classifier([image for _, image in batch]).cpu(), strict=True):
-            scored = zip(args.labels, logits.softmax(-1).tolist(), logits.tolist(), strict=True)
-            labels = [{"label": n, "probability": p, "logit": x} for n, p, x in scored]
-            labels.sort(key=lambda entry: -entry["logit"])
-            results.append({"image": str(path), "labels": labels})
-    if not results:
-        raise ValueError(f"{', '.join(args.images)}: no picture here could be read")
-    if args.json:
-        print(json.dumps({"model": args.model, "results": results}, indent=2))
-    else:
-        print_table(results)
-
-
-def run_evaluate(args: argparse.Namespace, parser: argparse.ArgumentParser) -> None:
-    from .data import Pairs
-    from .model import AlignModel
-    from .processor import AlignProcessor
-    from .retrieval import evaluate, print_recall
-
-    check_device(args.device, parser)
-    pairs = Pairs(args.data)
-    model = AlignModel.from_pretrained(args.model).to(args.device)
-    result = evaluate(model, AlignProcessor.from_pretrained(args.model), pairs)
-    if args.json:
-        print(json.dumps({"model": args.model, **result}, indent=2))
-    else:
-        print_recall(result)
-
-
-def run_train(args: argparse.Namespace, parser: argparse.ArgumentParser) -> int | None:
-    from .train import train
-
-    check_device(args.device, parser)
-    return train(args, parser)
-
-
-def print_table(results: list[dict]) -> None:
-    """A block a picture: label, probability, and a bar as long as it is likely."""
-    for result in results:
-        print(result["image"])
-        width = max(len(entry["label"]) for entry in result["labels"])
-        for entry in result["labels"]:
-            bar = "█" * round(30 * entry["probability"])
-            print(f"  {entry['label']:<{width}}  {entry['probability']:6.1%}  {bar}".rstrip())
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -225,12 +162,14 @@ def main(argv: list[str] | None = None) -> int:
         if hasattr(stream, "reconfigure"):
             stream.reconfigure(errors="backslashreplace")
     try:
-        status = args.run(args, parser)
+        from .commands import RUN
+
+        status = RUN[args.command](args, parser)
         sys.stdout.flush()
     except BrokenPipeError:  # the reader, say `head`, has seen enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, ModuleNotFoundError) as error:
         rank = f"process {os.environ.get('RANK')}: " if os.environ.get("WORLD_SIZE", "1") != "1" else ""
         print(f"align-minimal: {rank}{' '.join(str(error).split())}", file=sys.stderr)
         return 1

@@ -52,22 +52,29 @@ class Pair:
 # ---- reading -----------------------------------------------------------------------------------------------
 
 
-def read_folder(folder: Path) -> list[Pair]:
+def metadata_file(folder: Path) -> Path | None:
+    """What makes a folder an imagefolder: its metadata.jsonl, or else its metadata.csv; None without."""
+    return next((p for p in (folder / "metadata.jsonl", folder / "metadata.csv") if p.exists()), None)
+
+
+def read_folder(folder: Path, columns: Sequence[str] = ("text",)) -> list[Pair]:
     """The pairs of an imagefolder: `metadata.jsonl` or `metadata.csv` with columns file_name and text.
 
     In metadata.jsonl text may be a list. Columns concept (a name) and mirror (true or false) may be there.
+    `columns`: where the text stands, the first of them that a row has.
     A file_name may lead through a symbolic link: whoever owns the folder made it, not the metadata.
     Raises ValueError naming file and line: nothing in it, malformed, a missing column, a path that leaves
     the folder, a text that is empty.
     """
-    path = next(p for p in (folder / "metadata.jsonl", folder / "metadata.csv") if p.exists())
+    path = metadata_file(folder)
     if not path.is_file():
         raise ValueError(f"{path}: not a regular file")
     pairs = []
     for line, row in (_json_rows if path.suffix == ".jsonl" else _csv_rows)(path):
         try:
-            image = folder / _file_name(row)
-            pairs.append(_pair(str(image), image, row["text"], row))
+            image = folder / _file_name(row, columns)
+            text = next(row[column] for column in columns if column in row)
+            pairs.append(_pair(str(image), image, text, row))
         except ValueError as error:
             raise ValueError(f"{path}, line {line}: {error}") from None
     if not pairs:
@@ -113,11 +120,12 @@ def _csv_rows(path: Path) -> Iterator[tuple[int, dict]]:
         raise ValueError(f"{path}, line {reader.line_num}: {error}") from None
 
 
-def _file_name(row: dict) -> str:
-    """Where a row's image is within the folder; ValueError if it says none, or one outside."""
-    for column in ("file_name", "text"):
-        if column not in row:
-            raise ValueError(f"no column {column}; found: {', '.join(map(str, row)) or 'none'}")
+def _file_name(row: dict, columns: Sequence[str]) -> str:
+    """Where a row's image is within the folder; ValueError for none, one outside, or a row without text."""
+    for wanted in (("file_name",), columns):
+        if not any(column in row for column in wanted):
+            found = ", ".join(map(str, row)) or "none"
+            raise ValueError(f"no column {' or '.join(wanted)}; found: {found}")
     name = row["file_name"]
     if not isinstance(name, str) or not name or "\0" in name:
         raise ValueError(f"file_name must be a file's name, not {name!r:.80}")
@@ -217,7 +225,7 @@ class Pairs:
         self.shards: list[Path] = []
         self.keep: Filters | None = None
         for path in map(Path, paths):
-            if any((path / name).exists() for name in ("metadata.jsonl", "metadata.csv")):
+            if metadata_file(path):
                 self.pairs += read_folder(path)
             else:
                 self.shards += find_shards(path)

@@ -14,6 +14,7 @@ import dataclasses
 import io
 import math
 import os
+import threading
 import warnings
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -401,19 +402,29 @@ def open_image(source: str | os.PathLike | bytes, name: str | os.PathLike) -> Im
             raise ValueError("a folder, not a picture")
         if not in_memory and os.path.exists(source) and not os.path.isfile(source):
             raise ValueError("not a regular file")  # to open a pipe could wait for ever
-        with warnings.catch_warnings():
-            warnings.simplefilter("error", Image.DecompressionBombWarning)
-            with Image.open(io.BytesIO(source) if in_memory else source) as image:
-                if 0 in image.size:
-                    raise ValueError(f"{image.width} × {image.height} pixels, so none")
-                upright = ImageOps.exif_transpose(image)
-                upright.load()
-                return upright
+        with _open_safely(io.BytesIO(source) if in_memory else source) as image:
+            if 0 in image.size:
+                raise ValueError(f"{image.width} × {image.height} pixels, so none")
+            upright = ImageOps.exif_transpose(image)
+            upright.load()
+            return upright
     except FileNotFoundError:
         raise FileNotFoundError(f"{name}: no such file") from None
     except Exception as error:  # a broken file can make Pillow raise nearly anything
         size = len(source) if in_memory else os.path.getsize(source)
         raise ValueError(f"{name}: {_reason(error, size)}") from None
+
+
+_OPENING = (
+    threading.Lock()
+)  # Python's filters for warnings are the whole process's, and threads open pictures
+
+
+def _open_safely(source) -> Image.Image:
+    """Read a picture's header; an error, where Pillow would only warn, if it is too large."""
+    with _OPENING, warnings.catch_warnings():
+        warnings.simplefilter("error", Image.DecompressionBombWarning)
+        return Image.open(source)
 
 
 def _reason(error: Exception, size: int) -> str:

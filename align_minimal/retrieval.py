@@ -1,76 +1,157 @@
-"""What the shared space is good for: zero-shot classification (ALIGN, section 5.2) and retrieval (5.1).
+"""What the shared space is good for: finding the right picture or text (ALIGN, sections 5.1 and 7).
 
-Classification: labels become texts, texts become a classifier, and an image belongs to the label whose text
-lies nearest to it. Several templates ("a photo of a {}", "art of a {}") are averaged in embedding space,
-which the paper takes from CLIP as prompt ensembling. Retrieval: how often the right text or image is found.
+Pictures and texts become unit vectors, and the nearest by cosine are the answer. A query may be a text, a
+picture, or a picture with something added or taken away (section 7): embeddings are added like words.
 """
 
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterable, Sequence
+from collections.abc import Container, Iterable, Iterator, Sequence
+from itertools import islice
+from pathlib import Path
 
 import torch
 import torch.nn.functional as F
-from PIL import Image
 from torch import Tensor
 from tqdm import tqdm
 
 from .image_processor import open_image, to_rgb
 from .model import AlignModel
+from .pictures import read_ahead
 from .processor import AlignProcessor
 
-
-def check_labels(labels: Sequence[str], templates: Sequence[str]) -> None:
-    """ValueError for no label, an empty label, or a template without {}."""
-    if not labels:
-        raise ValueError("no labels: give at least one")
-    if not all(label.strip() for label in labels):
-        raise ValueError(f"label {next(label for label in labels if not label.strip())!r} is empty")
-    for template in templates:
-        if "{}" not in template:
-            raise ValueError(f"template {template!r} has no {{}} for the label to stand in")
+# ---- embeddings --------------------------------------------------------------------------------------------
 
 
-class ZeroShotClassifier:
-    """Labels × templates, embedded once; then images → logits.
+@torch.inference_mode()
+def embed_texts(
+    model: AlignModel, processor: AlignProcessor, texts: Sequence[str], batch_size: int = 64
+) -> Tensor:
+    """M texts → (M, D) on the CPU, L2-normalized. Padded to the longest of a batch, cut at 64 tokens (5).
 
-    `labels` of K strings; `templates` each with `{}` where the label goes (by default the label alone).
+    Puts the model in eval mode.
 
-        classifier = ZeroShotClassifier(model, processor, ["cat", "dog"], ["a photo of a {}"])
-        probabilities = classifier([image]).softmax(dim=-1)  # (1, 2)
-
-    Raises ValueError for no labels, an empty label, or a template without `{}`.
+    >>> model, processor = AlignModel.from_pretrained("emoji"), AlignProcessor.from_pretrained("emoji")
+    >>> apples, dog = embed_texts(model, processor, ["red apple", "apple", "dog"]).split([2, 1])
+    >>> bool(apples[0] @ apples[1] > apples[0] @ dog[0])
+    True
     """
+    model.eval()
+    limit = min(64, model.config.text_config.max_position_embeddings)
+    embeds = []
+    for start in range(0, len(texts), batch_size):
+        part = list(texts[start : start + batch_size])
+        tokens = processor(text=part, padding=True, truncation=True, max_length=limit, return_tensors="pt")
+        embeds.append(model.get_text_features(**tokens.to(model.temperature.device)).cpu())  # (B, D)
+    return F.normalize(torch.cat(embeds), dim=-1) if embeds else torch.empty(0, model.config.projection_dim)
 
-    def __init__(
-        self,
-        model: AlignModel,
-        processor: AlignProcessor,
-        labels: Sequence[str],
-        templates: Sequence[str] = ("{}",),
-    ):
-        check_labels(labels, templates)
-        self.model, self.processor, self.labels = model, processor, list(labels)
-        self.label_embeds = torch.stack([self.embed_label(label, templates) for label in labels])  # (K, D)
 
-    @torch.inference_mode()
-    def embed_label(self, label: str, templates: Sequence[str]) -> Tensor:
-        """Normalize, average over the templates, normalize. (D,)"""
-        texts = [template.replace("{}", label) for template in templates]
-        limit = min(64, self.model.config.text_config.max_position_embeddings)
-        batch = self.processor(
-            text=texts, padding=True, truncation=True, max_length=limit, return_tensors="pt"
-        )
-        embeds = self.model.get_text_features(**batch.to(self.model.temperature.device))  # (templates, D)
-        return F.normalize(F.normalize(embeds, dim=-1).mean(0), dim=-1)
+@torch.inference_mode()
+def embed_images(
+    model: AlignModel,
+    processor: AlignProcessor,
+    images: Iterable[tuple[str, Path | bytes]],
+    batch_size: int = 32,
+) -> Iterator[tuple[str, Tensor | Exception]]:
+    """(name, its image's embedding (D,), L2-normalized, on the CPU), in order; for an image that cannot be
+    read the error instead, which names it. The next images are read while the model works on one batch.
 
-    @torch.inference_mode()
-    def __call__(self, images: Sequence[Image.Image]) -> Tensor:
-        """Cosines over the temperature. B images → logits (B, K); their softmax is the probabilities."""
-        batch = self.processor(images=list(images), return_tensors="pt").to(self.model.temperature.device)
-        embeds = F.normalize(self.model.get_image_features(**batch), dim=-1)  # (B, D)
-        return embeds @ self.label_embeds.T / self.model.temperature
+    `images`: names with files, or files' contents. Puts the model in eval mode. Raises ValueError for
+    images that differ in size once they are processed.
+    """
+    model.eval()
+
+    def load(item: tuple[str, Path | bytes]) -> Tensor:
+        name, source = item
+        image = to_rgb(open_image(source, name))
+        return processor(images=image, return_tensors="pt")["pixel_values"][0]  # (3, H, W)
+
+    loaded = read_ahead(images, load, ahead=2 * batch_size)
+    while part := list(islice(loaded, batch_size)):
+        readable = [pixels for _, pixels in part if isinstance(pixels, Tensor)]
+        embeds = iter(_embed_pixels(model, readable))
+        for (name, _), pixels in part:
+            yield name, next(embeds) if isinstance(pixels, Tensor) else pixels
+
+
+def readable(
+    results: Iterable[tuple[str, Tensor | Exception]], named: Container[str] = (), required: bool = True
+) -> Iterator[tuple[str, Tensor]]:
+    """The embeddings among `embed_images`' results; a warning for each image that could not be read, and
+    their count. Raises the error itself for a name in `named`; ValueError for none at all, if `required`.
+    """
+    total, errors = 0, []
+    for name, result in results:
+        total += 1
+        if isinstance(result, Tensor):
+            yield name, result
+        elif name in named:
+            raise result
+        else:
+            errors.append(result)
+            warnings.warn(f"skipped: {result}", stacklevel=2)
+    if required and len(errors) == total:
+        raise ValueError(f"no picture could be read; {errors[0] if errors else 'there is none'}")
+    if len(errors) > 1:
+        warnings.warn(f"{len(errors):,} of {total:,} pictures could not be read", stacklevel=2)
+
+
+def _embed_pixels(model: AlignModel, pixels: list[Tensor]) -> Tensor | list:
+    """B images (3, H, W) → (B, D), L2-normalized, on the CPU."""
+    sizes = {tuple(x.shape) for x in pixels}
+    if len(sizes) > 1:
+        raise ValueError(f"images of several sizes, {' and '.join(map(str, sorted(sizes)))}, once processed")
+    if not pixels:
+        return []
+    batch = torch.stack(pixels).to(model.temperature.device)
+    return F.normalize(model.get_image_features(batch), dim=-1).cpu()
+
+
+# ---- searching ---------------------------------------------------------------------------------------------
+
+
+def compose(
+    text: Tensor | None = None,
+    image: Tensor | None = None,
+    minus: Tensor | None = None,
+    text_weight: float = 2.0,
+) -> Tensor:
+    """A query from unit vectors: image + weight · (text − minus), L2-normalized (section 7). (…, D) → (…, D)
+
+    The paper's weights are 2 for texts and 1 for the image. Raises ValueError with neither text nor image.
+
+    >>> x, y = torch.eye(2)
+    >>> compose(text=x, image=y)
+    tensor([0.8944, 0.4472])
+    """
+    if text is None and image is None:
+        raise ValueError("a query needs a text or an image")
+    parts = [(text, text_weight), (image, 1.0), (minus, -text_weight)]
+    return F.normalize(sum(weight * part for part, weight in parts if part is not None), dim=-1)
+
+
+def top_k(queries: Tensor, embeds: Tensor, k: int, block: int = 65_536) -> tuple[Tensor, Tensor]:
+    """The k best of N by inner product, exact, best first; of equals the first: scores and rows, (Q, k) each.
+
+    `queries` (Q, D), `embeds` (N, D). No more than Q × block scores in memory.
+
+    >>> top_k(torch.tensor([[1.0, 0.0]]), torch.tensor([[0.0, 1], [1, 0], [0.6, 0.8]]), k=2)[1]
+    tensor([[1, 2]])
+    """
+    scores, rows = torch.empty(len(queries), 0), torch.empty(len(queries), 0, dtype=torch.long)
+    for start in range(0, len(embeds), block):
+        part = queries @ embeds[start : start + block].T  # (Q, block)
+        best, order = part.sort(dim=1, descending=True, stable=True)
+        # Those from before stand first, so that the stable sort prefers them where scores are equal.
+        scores = torch.cat([scores, best[:, :k]], dim=1)  # (Q, up to 2k)
+        rows = torch.cat([rows, start + order[:, :k]], dim=1)
+        scores, order = scores.sort(dim=1, descending=True, stable=True)
+        scores, rows = scores[:, :k], rows.gather(1, order)[:, :k]
+    return scores, rows
+
+
+# ---- measuring ---------------------------------------------------------------------------------------------
 
 
 def count_competitors(
@@ -172,7 +253,6 @@ def recall_at_k(
     return {way: {f"R@{k}": expected_recall(*counts, k) for k in ks} for way, counts in ways.items()}
 
 
-@torch.inference_mode()
 def evaluate(model: AlignModel, processor: AlignProcessor, pairs: Iterable, batch_size: int = 64) -> dict:
     """Retrieval over `pairs`, which have name, image (a path, or bytes) and texts, as those of data.Pairs.
 
@@ -180,44 +260,21 @@ def evaluate(model: AlignModel, processor: AlignProcessor, pairs: Iterable, batc
     warning. → {"images": N, "texts": M, "image_to_text": {"R@1": …}, "text_to_image": {…}}. Puts the model
     in eval mode. Raises ValueError if no image can be read.
     """
-    model.eval()
     texts: dict[str, dict[str, None]] = {}  # by image, each text once
-    images, batch = [], []
-    broken: dict[str, str] = {}  # what is wrong, by image
-    device = model.temperature.device
 
-    def embed_images() -> None:
-        pixels = processor(images=batch, return_tensors="pt").to(device)["pixel_values"]
-        images.append(model.get_image_features(pixels).cpu())  # (B, D)
-        batch.clear()
+    def each_image_once() -> Iterator[tuple[str, Path | bytes]]:
+        for pair in tqdm(pairs, "pictures", unit="", leave=False):
+            new = pair.name not in texts
+            texts.setdefault(pair.name, {}).update(dict.fromkeys(pair.texts))
+            if new:
+                yield pair.name, pair.image
 
-    for pair in tqdm(pairs, "pictures", unit="", leave=False):
-        if pair.name in broken:
-            continue
-        if pair.name not in texts:
-            try:
-                batch.append(to_rgb(open_image(pair.image, pair.name)))
-            except (OSError, ValueError) as error:
-                broken[pair.name] = str(error)
-                warnings.warn(f"skipped: {error}", stacklevel=2)
-                continue
-            if len(batch) == batch_size:
-                embed_images()
-        texts.setdefault(pair.name, {}).update(dict.fromkeys(pair.texts))
-    if not texts:
-        raise ValueError(f"no image could be read; {next(iter(broken.values()), 'there is none')}")
-    if batch:
-        embed_images()
-    text_image = [i for i, own in enumerate(texts.values()) for _ in own]
-    all_texts = [text for own in texts.values() for text in own]
-    limit = min(64, model.config.text_config.max_position_embeddings)
-    embeds = []
-    for i in tqdm(range(0, len(all_texts), batch_size), "texts", unit="batch", leave=False):
-        part = all_texts[i : i + batch_size]
-        tokens = processor(text=part, padding=True, truncation=True, max_length=limit, return_tensors="pt")
-        embeds.append(model.get_text_features(**tokens.to(device)).cpu())  # (B, D)
-    recall = recall_at_k(torch.cat(images), torch.cat(embeds), torch.tensor(text_image))
-    return {"images": len(texts), "texts": len(all_texts), **recall}
+    embeds = dict(readable(embed_images(model, processor, each_image_once(), batch_size)))
+    text_image = torch.tensor([i for i, name in enumerate(embeds) for _ in texts[name]])
+    all_texts = [text for name in embeds for text in texts[name]]
+    text_embeds = embed_texts(model, processor, all_texts, batch_size)
+    recall = recall_at_k(torch.stack(list(embeds.values())), text_embeds, text_image)
+    return {"images": len(embeds), "texts": len(all_texts), **recall}
 
 
 def print_recall(result: dict) -> None:

@@ -17,12 +17,18 @@ ORDER = [
     "processor",
     "large_batch",
     "lamb",
+    "pictures",
     "retrieval",
     "data",
+    "zero_shot",
+    "search",
+    "page",
+    "demo",
     "run_folder",
     "processes",
     "train_options",
     "train",
+    "commands",
     "__main__",
 ]
 # Imported inside the function that offers the other path; for torchrun, which starts train.py as a program.

@@ -1,0 +1,86 @@
+"""Picture files on their way to the model: found, and read ahead of it.
+
+While the model works on one batch, threads read, decode and resize the next: Pillow and numpy let go of
+Python's lock while they work, and so does PyTorch.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from pathlib import Path
+from typing import TypeVar
+
+from PIL import Image
+
+Item, Result = TypeVar("Item"), TypeVar("Result")
+
+
+def find_in_folder(folder: Path) -> list[Path]:
+    """The pictures in a folder and below it, by their suffix, sorted; what is hidden is passed over.
+
+    Raises FileNotFoundError, or NotADirectoryError, where there is no such folder, and ValueError for one
+    without a picture.
+    """
+    if not folder.is_dir():
+        error = NotADirectoryError if folder.exists() else FileNotFoundError
+        raise error(f"{folder}: {'not a' if folder.exists() else 'no such'} folder")
+    suffixes = set(Image.registered_extensions())
+    inside = [
+        path
+        for path in sorted(folder.rglob("*"))
+        if path.suffix.lower() in suffixes
+        and not any(part.startswith(".") for part in path.relative_to(folder).parts)
+        and path.is_file()
+    ]
+    if not inside:
+        raise ValueError(f"{folder}: no picture in this folder")
+    return inside
+
+
+def find_pictures(arguments: Sequence[str]) -> list[tuple[Path, bool]]:
+    """(path, was it named) in the order given; a folder stands for the pictures in it.
+
+    Raises as `find_in_folder` does, and FileNotFoundError for a file that is not there.
+    """
+    found: list[tuple[Path, bool]] = []
+    for path in map(Path, arguments):
+        if path.is_dir():
+            found += [(inside, False) for inside in find_in_folder(path)]
+        elif path.exists():
+            found.append((path, True))
+        else:
+            raise FileNotFoundError(f"{path}: no such file")
+    return found
+
+
+def read_ahead(
+    items: Iterable[Item], load: Callable[[Item], Result], ahead: int = 64, threads: int = 2
+) -> Iterator[tuple[Item, Result | Exception]]:
+    """(item, load(item)) in order, `load` called by threads, which keep at most `ahead` results in store.
+
+    An OSError or ValueError of `load` is given in the result's place; any other error is raised.
+
+    >>> [(item, str(result)) for item, result in read_ahead(["8", "x"], int)]
+    [('8', '8'), ('x', "invalid literal for int() with base 10: 'x'")]
+    """
+    pool = ThreadPoolExecutor(threads)
+    waiting: deque[tuple[Item, Future]] = deque()
+
+    def take() -> tuple[Item, Result | Exception]:
+        item, future = waiting.popleft()
+        try:
+            return item, future.result()
+        except (OSError, ValueError) as error:
+            return item, error
+
+    try:
+        for item in items:
+            waiting.append((item, pool.submit(load, item)))
+            if len(waiting) > ahead:
+                yield take()
+        while waiting:
+            yield take()
+    finally:  # also when the reader goes away: what is not begun is not wanted
+        pool.shutdown(cancel_futures=True)

@@ -28,6 +28,7 @@ def build_parser(command: str | None) -> argparse.ArgumentParser:
     add_search(commands)
     add_evaluate(commands)
     add_demo(commands)
+    add_trace(commands)
     train = commands.add_parser(
         "train",
         help="train a model on pairs of your own",
@@ -110,6 +111,18 @@ def add_demo(commands) -> None:
     host = "who may see it: 127.0.0.1, this machine only (default), or 0.0.0.0, everybody in the network"
     parser.add_argument("--host", default="127.0.0.1", help=host)
     parser.add_argument("--port", type=count, default=7860, help="default: 7860")
+    add_model_arguments(parser)
+
+
+def add_trace(commands) -> None:
+    parser = commands.add_parser(
+        "trace",
+        help="what each layer does to a picture and a text",
+        description="Print each layer's output shape, parameters, multiply-adds, mean and deviation.",
+    )
+    parser.add_argument("image", metavar="IMAGE")
+    parser.add_argument("text", metavar="TEXT")
+    parser.add_argument("--depth", type=count, metavar="N", help="only the outer N levels (default: all)")
     add_model_arguments(parser)
 
 

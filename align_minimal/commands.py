@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import csv
 import json
+import re
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -14,11 +15,13 @@ from tqdm import tqdm
 
 from . import page
 from .data import Pairs
+from .image_processor import load_image
 from .model import AlignModel
 from .pictures import find_pictures
 from .processor import AlignProcessor
 from .retrieval import embed_images, evaluate, print_recall, readable
 from .search import ImageIndex
+from .trace import trace_pair
 from .zero_shot import (
     TEMPLATES,
     ZeroShotClassifier,
@@ -86,10 +89,10 @@ def classify(
     `found`: (picture, was it named); what was named and cannot be read is an error, the rest a warning.
     """
     named = {str(path) for path, was_named in found if was_named}
-    bar = tqdm(found, unit="picture", leave=False, disable=len(found) <= 32)
-    images = ((str(path), path) for path, _ in bar)
+    embeds = embed_images(classifier.model, classifier.processor, ((str(path), path) for path, _ in found))
+    bar = tqdm(embeds, total=len(found), unit="picture", leave=False, disable=len(found) <= 32)
     results = []
-    for name, embed in readable(embed_images(classifier.model, classifier.processor, images), named):
+    for name, embed in readable(bar, named):
         logits = classifier.logits(embed)  # (K,)
         scored = zip(classifier.labels, logits.softmax(-1).tolist(), logits.tolist(), strict=True)
         labels = [{"label": label, "probability": p, "logit": x} for label, p, x in scored]
@@ -109,8 +112,9 @@ def print_table(results: list[dict]) -> None:
 
 
 def print_csv(results: list[dict]) -> None:
-    """A line a picture and label: image,label,probability,logit."""
-    writer = csv.writer(sys.stdout, lineterminator="\n")
+    """A line a picture and label: image,label,probability,logit. All texts in quotation marks."""
+    # Unasked, csv would leave a carriage return bare, which its own reader takes for the end of a line.
+    writer = csv.writer(sys.stdout, lineterminator="\n", quoting=csv.QUOTE_NONNUMERIC)
     writer.writerow(["image", "label", "probability", "logit"])
     for result in results:
         for entry in result["labels"]:
@@ -128,8 +132,8 @@ def run_search(args: argparse.Namespace, parser: argparse.ArgumentParser) -> Non
             parser.error(f"query {text!r} is empty")
     check_device(args.device, parser)
     check_page(args.html)
-    if args.image and not Path(args.image).exists():
-        raise FileNotFoundError(f"{args.image}: no such file")
+    if args.image is not None:
+        load_image(args.image)  # if it cannot be read, better known before the folder is embedded
     index = ImageIndex(args.folder, *load(args), args.index)
     queries = index.queries(args.queries, args.image, args.minus, args.text_weight)
     answers = list(zip(args.queries or [None], index.nearest(queries, args.top), strict=True))
@@ -142,9 +146,9 @@ def run_search(args: argparse.Namespace, parser: argparse.ArgumentParser) -> Non
         print_json(args, results=[{"query": q, "image": str(path), "score": s} for q, s, path in hits])
         return
     for asked, found in titled:
-        print(asked)
+        print(one_line(asked))
         for score, path in found:
-            print(f"  {score:6.3f}  {path}")
+            print(f"  {score:6.3f}  {one_line(path)}")
 
 
 def title(query: str | None, image: str | None, minus: str | None) -> str:
@@ -154,14 +158,23 @@ def title(query: str | None, image: str | None, minus: str | None) -> str:
     )
 
 
-# ---- evaluate, demo, train ---------------------------------------------------------------------------------
+def one_line(name: object) -> str:
+    r"""A name for a table: what would end the line, or command the terminal, is escaped.
+
+    >>> print(one_line("two\nlines.png"))
+    two\nlines.png
+    """
+    return re.sub(r"[\x00-\x1f\x7f-\x9f\u2028\u2029]", lambda match: repr(match[0])[1:-1], str(name))
+
+
+# ---- evaluate, demo, train, trace --------------------------------------------------------------------------
 
 
 def run_evaluate(args: argparse.Namespace, parser: argparse.ArgumentParser) -> None:
     check_device(args.device, parser)
-    if args.ensemble and not args.zero_shot:
+    if args.ensemble and args.zero_shot is None:
         parser.error("--ensemble goes with --zero-shot")
-    if args.zero_shot:
+    if args.zero_shot is not None:
         labels = read_labels(Path(args.zero_shot))
         pictures = [picture for folder in args.data for picture in read_labelled(Path(folder), labels)]
         templates = TEMPLATES if args.ensemble else ["{}"]
@@ -190,10 +203,20 @@ def run_train(args: argparse.Namespace, parser: argparse.ArgumentParser) -> int 
     return train(args, parser)
 
 
+def run_trace(args: argparse.Namespace, parser: argparse.ArgumentParser) -> None:
+    if not args.text.strip():
+        parser.error(f"text {args.text!r} is empty")
+    check_device(args.device, parser)
+    if not Path(args.image).exists():
+        raise FileNotFoundError(f"{args.image}: no such file")
+    trace_pair(*load(args), Path(args.image), args.text, args.depth)
+
+
 RUN: dict[str, Callable] = {
     "classify": run_classify,
     "search": run_search,
     "evaluate": run_evaluate,
     "demo": run_demo,
+    "trace": run_trace,
     "train": run_train,
 }

@@ -23,6 +23,7 @@ ORDER = [
     "zero_shot",
     "search",
     "page",
+    "trace",
     "demo",
     "run_folder",
     "processes",

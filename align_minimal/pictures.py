@@ -26,7 +26,7 @@ def find_in_folder(folder: Path) -> list[Path]:
     if not folder.is_dir():
         error = NotADirectoryError if folder.exists() else FileNotFoundError
         raise error(f"{folder}: {'not a' if folder.exists() else 'no such'} folder")
-    suffixes = set(Image.registered_extensions())
+    suffixes = set(Image.registered_extensions()) - {".palm", ".pdf"}  # which Pillow writes, but cannot read
     inside = [
         path
         for path in sorted(folder.rglob("*"))

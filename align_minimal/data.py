@@ -73,8 +73,8 @@ def read_folder(folder: Path, columns: Sequence[str] = ("text",)) -> list[Pair]:
     for line, row in (_json_rows if path.suffix == ".jsonl" else _csv_rows)(path):
         try:
             image = folder / _file_name(row, columns)
-            text = next(row[column] for column in columns if column in row)
-            pairs.append(_pair(str(image), image, text, row))
+            column = next(column for column in columns if column in row)
+            pairs.append(_pair(str(image), image, row[column], row, column))
         except ValueError as error:
             raise ValueError(f"{path}, line {line}: {error}") from None
     if not pairs:
@@ -135,13 +135,13 @@ def _file_name(row: dict, columns: Sequence[str]) -> str:
     return path
 
 
-def _pair(name: str, image: Path | bytes, text: str | list[str], more: dict) -> Pair:
+def _pair(name: str, image: Path | bytes, text: str | list[str], more: dict, column: str = "text") -> Pair:
     """A Pair from what its metadata say; ValueError saying what is wrong with it."""
     texts = [text] if isinstance(text, str) else text
     if not isinstance(texts, list) or not texts or not all(isinstance(t, str) for t in texts):
-        raise ValueError(f"text must be a string or a list of strings, not {text!r:.80}")
+        raise ValueError(f"{column} must be a string or a list of strings, not {text!r:.80}")
     if not all(t.strip() for t in texts):
-        raise ValueError("text is empty")
+        raise ValueError(f"{column} is empty")
     "".join([name, *texts]).encode()  # half a surrogate pair is a ValueError now, not in the last step
     concept, mirror = more.get("concept"), more.get("mirror", True)
     if not isinstance(concept, (str, int, type(None))):

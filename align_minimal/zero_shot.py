@@ -86,7 +86,10 @@ class ZeroShotClassifier:
 
     def logits(self, image_embeds: Tensor) -> Tensor:
         """Cosines over the temperature: (B, D), normalized → (B, K); their softmax is the probabilities."""
-        return image_embeds @ self.label_embeds.T / self.model.temperature.detach().cpu()
+        # Twice the precision and back: a product's columns may be summed in different orders, and labels of
+        # one embedding must have one score.
+        cosines = image_embeds.double() @ self.label_embeds.double().T
+        return (cosines / self.model.temperature.detach().cpu()).float()
 
     @torch.inference_mode()
     def __call__(self, images: Sequence[Image.Image]) -> Tensor:
@@ -104,24 +107,27 @@ def read_labels(path: Path) -> dict[str, str]:
     Empty lines are passed over. Raises ValueError naming file and line.
     """
     try:
-        lines = path.read_text(encoding="utf-8-sig").splitlines()
+        lines = path.read_text(encoding="utf-8-sig").split("\n")
     except UnicodeDecodeError as error:
-        raise ValueError(f"{path}: not UTF-8 ({error.reason} at byte {error.start})") from None
+        number = error.object[: error.start].count(b"\n") + 1
+        raise ValueError(f"{path}, line {number}: not UTF-8 ({error.reason})") from None
     except IsADirectoryError:
         raise ValueError(f"{path}: a folder, not a file of labels") from None
     except FileNotFoundError:
         raise FileNotFoundError(f"{path}: no such file") from None
     labels: dict[str, str] = {}
+    taken: set[str] = set()
     for number, line in enumerate(lines, 1):
         if not line.strip():
             continue
-        name, tab, label = (part.strip() for part in line.partition("\t"))
-        label = label if tab else name
+        name, tab, label = line.partition("\t")
+        name, label = name.strip(), (label if tab else name).strip()
         if not name or not label:
             raise ValueError(f"{path}, line {number}: no {'label' if name else 'class'} beside the tab")
-        if name in labels or label in labels.values():
+        if name in labels or label in taken:
             raise ValueError(f"{path}, line {number}: {line.strip()!r} is there twice")
         labels[name] = label
+        taken.add(label)
     if not labels:
         raise ValueError(f"{path}: no labels in it")
     return labels
@@ -156,15 +162,21 @@ def zero_shot_accuracy(classifier: ZeroShotClassifier, pictures: Sequence[tuple[
 
     → {"images": n, "labels": k, "top1": …, "top5": …, "per_class": {label: {"images": …, "top1": …}}},
     fractions in [0, 1]; equal scores count as if drawn by lot, as in `recall_at_k`. Pictures that cannot be
-    read are left out with a warning. Raises ValueError if none can be read.
+    read are left out with a warning. Raises ValueError if none can be read, or for one with two labels.
     """
     number = {label: i for i, label in enumerate(classifier.labels)}
-    bar = tqdm(pictures, "pictures", unit="", leave=False)
-    results = embed_images(classifier.model, classifier.processor, ((str(path), path) for path, _ in bar))
-    label_of = {str(path): label for path, label in pictures}
-    names, embeds = zip(*readable(results), strict=True)
+    label_of: dict[str, str] = {}
+    for path, label in pictures:
+        if label_of.setdefault(str(path), label) != label:
+            raise ValueError(f"{path}: two labels, {label_of[str(path)]!r} and {label!r}")
+    images = [(name, Path(name)) for name in label_of]
+    results = embed_images(classifier.model, classifier.processor, images)
+    bar = tqdm(results, "pictures", len(images), unit="", leave=False)
+    names, embeds = zip(*readable(bar), strict=True)
     target = torch.tensor([number[label_of[name]] for name in names])
     logits = classifier.logits(torch.stack(embeds))  # (N, K)
+    if not logits.isfinite().all():
+        raise ValueError("logits are not finite: the model's weights are broken")
     own = logits.gather(1, target[:, None])  # (N, 1)
     above, tied = (logits > own).sum(1), (logits == own).sum(1) - 1  # (N,) each
 

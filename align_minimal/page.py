@@ -15,7 +15,7 @@ from pathlib import Path
 from .hub import write_atomically
 from .image_processor import load_image
 
-SIDE = 192  # pixels of a thumbnail's longer side
+SIDE = 256  # pixels of a thumbnail's longer side
 
 HEAD = """<!DOCTYPE html>
 <html lang="en">
@@ -26,17 +26,22 @@ HEAD = """<!DOCTYPE html>
  content="default-src 'none'; img-src data:; style-src 'unsafe-inline'">
 <title>{title}</title>
 <style>
-:root {{ color-scheme: light dark; --line: #8884; --bar: #2a7f62; }}
+:root {{ color-scheme: light dark; --line: #8884; --bar: #2f9e77; }}
 body {{ font: 15px/1.4 system-ui, sans-serif; margin: 2rem auto; max-width: 76rem; padding: 0 1rem; }}
 h1 {{ font-size: 1.3rem; }} h2 {{ font-size: 1.1rem; margin: 2rem 0 .75rem; }}
-.grid {{ display: grid; grid-template-columns: repeat(auto-fill, minmax(12rem, 1fr)); gap: 1rem; }}
+h1, h2, a, span {{ overflow-wrap: anywhere; white-space: pre-wrap; }}
+.grid {{ display: grid; grid-template-columns: repeat(auto-fill, minmax(min(12rem, 42vw), 1fr)); gap: 1rem; }}
 figure {{ margin: 0; padding: .75rem; border: 1px solid var(--line); border-radius: .5rem; min-width: 0; }}
-img, .missing {{ display: block; width: 100%; height: 10rem; object-fit: contain; border-radius: .25rem; }}
-img {{ background: #fff; }} .missing {{ background: #8882; }}
-a {{ color: inherit; }} figure > * + * {{ margin-top: .5rem; }}
-.name {{ display: block; }} .name, .row {{ overflow-wrap: anywhere; font-size: .85em; }}
-.row {{ display: grid; grid-template-columns: 1fr auto; column-gap: .5rem; }}
-.bar {{ grid-column: 1 / -1; height: .3rem; margin-bottom: .3rem; background: #8883; border-radius: .2rem; }}
+img, .missing {{ display: block; width: 100%; height: 10rem; object-fit: contain; }}
+.missing {{ background: var(--line); border-radius: .25rem; }}
+a {{ display: block; margin: .6rem 0; color: inherit; font-size: .9em; text-decoration: none; }}
+a:hover, a:focus-visible {{ text-decoration: underline; }}
+small {{ display: block; opacity: .65; }}
+.row {{ display: grid; grid-template-columns: 1fr auto; gap: .1rem .5rem; margin-top: .4rem; }}
+span {{ font-size: .85em; }}
+a + .row {{ font-weight: 600; }}
+.row span + span {{ font-variant-numeric: tabular-nums; }}
+.bar {{ grid-column: 1 / -1; height: .3rem; background: var(--line); border-radius: .2rem; }}
 .bar i {{ display: block; height: 100%; background: var(--bar); border-radius: inherit; }}
 </style>
 </head>
@@ -74,8 +79,9 @@ def figure(path: Path, scores: Iterable[tuple[str, float, str]]) -> str:
         f'<div class="bar"><i style="width: {100 * min(max(length, 0), 1):.1f}%"></i></div></div>'
         for label, length, value in scores
     )
-    link = text(path.resolve().as_uri())
-    return f'<figure>{thumbnail(path)}<a class="name" href="{link}">{text(path)}</a>{rows}</figure>\n'
+    folder = str(path).removesuffix(path.name)
+    name = f"{f'<small>{text(folder)}</small>' if folder else ''}{text(path.name)}"
+    return f'<figure>{thumbnail(path)}<a href="{text(path.resolve().as_uri())}">{name}</a>{rows}</figure>\n'
 
 
 def section(title: str, figures: Iterable[str]) -> str:

@@ -1,6 +1,9 @@
 """The command line: what it prints, where, and how it fails. In-process but for the two subprocess tests."""
 
+import csv
+import io
 import json
+import os
 import pickle
 import subprocess
 import sys
@@ -12,6 +15,7 @@ from PIL import Image
 
 from align_minimal import AlignConfig, AlignModel, AlignProcessor, BertTokenizer, EfficientNetImageProcessor
 from align_minimal.__main__ import main
+from align_minimal.zero_shot import TEMPLATES
 from tests.parity import healthy
 
 LABELS = ["apple", "dog", "bicycle"]
@@ -115,6 +119,135 @@ def test_table_shows_the_label_as_given_with_percent_and_bar(capsys, checkpoint,
     assert out == f"{pictures / 'b.png'}\n  Äpfel & Birnen  100.0%  {'█' * 30}\n"
 
 
+def results(capsys, *argv) -> list[dict]:
+    status, out, err = run(capsys, "classify", *argv, "--json")
+    assert status == 0, err
+    return json.loads(out)["results"]
+
+
+def test_labels_may_stand_in_a_file_a_line_each(capsys, checkpoint, pictures, tmp_path):
+    file = tmp_path / "labels.txt"
+    file.write_bytes(b"\xef\xbb\xbfapple\r\n\r\nn02084071\tdog\r\nbicycle")  # of a class its label counts
+    model = ["--model", checkpoint]
+    expected = results(capsys, pictures, "--labels", *LABELS, *model)
+    assert results(capsys, pictures, "--labels-file", file, *model) == expected
+    assert sorted(entry["label"] for entry in expected[0]["labels"]) == sorted(LABELS)
+
+
+def test_a_bad_labels_file_is_named_with_its_line(capsys, checkpoint, pictures, tmp_path):
+    file = tmp_path / "labels.txt"
+    argv = ["classify", pictures, "--model", checkpoint, "--labels-file"]
+    for content, says in {
+        b"dog\ncat\ndog\n": ["line 3", "'dog'", "twice"],
+        b"dog\n\t\xe9": ["line 2", "UTF-8"],
+        b"dog\t": ["line 1", "no label"],
+        b"\n": ["no labels"],
+    }.items():
+        file.write_bytes(content)
+        refused(capsys, *argv, file, status=1, says=[file, *says])
+    refused(capsys, *argv, tmp_path / "none", status=1, says=[tmp_path / "none"])
+    refused(capsys, *argv, tmp_path, status=1, says=[tmp_path, "folder"])
+    refused(capsys, *argv, file, "--labels", "dog", status=2, says=["--labels-file", "--labels"])
+
+
+def test_top_shows_the_likeliest_with_their_probabilities_among_all(capsys, checkpoint, pictures):
+    argv = [pictures, "--labels", *LABELS, "--model", checkpoint]
+    everything = results(capsys, *argv)
+    for top in (1, 2, 3, 9):
+        expected = [{"image": r["image"], "labels": r["labels"][:top]} for r in everything]
+        assert results(capsys, *argv, "--top", top) == expected
+    assert 0 < everything[0]["labels"][0]["probability"] < 1
+    for value in ("0", "-1", "many"):
+        refused(capsys, "classify", *argv, "--top", value, status=2, says=["--top", value])
+
+
+def test_csv_holds_what_json_does_whatever_names_and_labels_are_made_of(capsys, checkpoint, pictures):
+    for i, name in enumerate(['a,b;"c".png', "two\nlines.png", "carriage\rreturn.png", " spaces ,.png"]):
+        Image.new("RGB", (20, 20), (0, 60 * i, 0)).save(pictures / name)
+    labels = ["dog, cat", 'a "dog"', "dog\napple", "dog\rbicycle", "1.5"]
+    argv = [pictures, "--labels", *labels, "--model", checkpoint]
+    status, out, err = run(capsys, "classify", *argv, "--csv")
+    assert (status, err) == (0, "")
+    header, *rows = csv.reader(io.StringIO(out, newline=""), strict=True)
+    assert header == ["image", "label", "probability", "logit"]
+    expected = [
+        (result["image"], e["label"], e["probability"], e["logit"])
+        for result in results(capsys, *argv)
+        for e in result["labels"]
+    ]
+    assert [(image, label, float(p), float(x)) for image, label, p, x in rows] == expected
+    assert len(rows) == 7 * len(labels)
+
+
+def test_a_name_that_is_not_utf_8_is_no_reason_to_fail(capsys, checkpoint, pictures, tmp_path):
+    Image.new("RGB", (20, 20)).save(os.fsencode(pictures) + b"/caf\xe9.png")
+    argv = ["classify", pictures, "--labels", "dog", "--model", checkpoint, "--html", tmp_path / "page.html"]
+    status, out, err = run(capsys, *argv)
+    assert (status, err) == (0, "")
+    assert "caf\\udce9.png" in out and "caf\\udce9.png" in (tmp_path / "page.html").read_text(
+        encoding="utf-8"
+    )
+
+
+def test_ensemble_is_the_shipped_templates(capsys, checkpoint, pictures):
+    argv = [pictures, "--labels", *LABELS, "--model", checkpoint]
+    given = [part for template in TEMPLATES for part in ("--template", template)]
+    expected = results(capsys, *argv, *given)
+    assert results(capsys, *argv, "--ensemble") == expected != results(capsys, *argv)
+    argv = ["classify", *argv, "--ensemble", "--template", "a {}"]
+    refused(capsys, *argv, status=2, says=["--ensemble", "--template"])
+
+
+def test_html_comes_beside_the_answer_and_holds_every_picture(capsys, checkpoint, pictures, tmp_path):
+    argv = ["classify", pictures, "--labels", *LABELS, "--model", checkpoint]
+    for form in ([], ["--json"], ["--csv"]):
+        path = tmp_path / f"page{len(form and form[0])}.html"
+        assert run(capsys, *argv, *form, "--html", path) == run(capsys, *argv, *form)
+        content = path.read_text(encoding="utf-8")
+        assert content.count("<img ") == 3 and all(f">{x}</span>" in content for x in LABELS)
+
+
+def test_of_the_forms_of_output_only_one_is_had(capsys, checkpoint, pictures):
+    argv = ["classify", pictures, "--labels", *LABELS, "--model", checkpoint, "--csv", "--json"]
+    refused(capsys, *argv, status=2, says=["--json", "--csv"])
+
+
+def test_several_broken_pictures_in_a_folder_are_named_each_and_counted(capsys, checkpoint, pictures):
+    (pictures / "empty.png").write_bytes(b"")
+    (pictures / "deep").mkdir()
+    (pictures / "deep" / "text.jpg").write_text("no picture")
+    argv = ["classify", pictures, "--labels", *LABELS, "--model", checkpoint, "--json"]
+    status, out, err = run(capsys, *argv)
+    assert status == 0 and len(json.loads(out)["results"]) == 3
+    lines = err.splitlines()
+    assert len(lines) == 3 and all(line.startswith("align-minimal: warning: ") for line in lines)
+    assert "deep/text.jpg" in lines[0] and "empty.png" in lines[1] and "2 of 5 pictures" in lines[2]
+
+
+def test_a_folder_with_broken_pictures_only_is_status_1(capsys, checkpoint, tmp_path):
+    for i in range(2):
+        (tmp_path / f"{i}.png").write_bytes(b"no picture")
+    page = tmp_path / "page.html"
+    argv = ["classify", tmp_path, "--labels", *LABELS, "--model", checkpoint, "--html", page]
+    status, out, err = run(capsys, *argv)
+    assert (status, out) == (1, "") and "Traceback" not in err and not page.exists()
+    assert "no picture could be read" in err.splitlines()[-1] and "0.png" in err.splitlines()[-1]
+
+
+def test_progress_is_shown_for_many_pictures_and_only_on_stderr(capsys, checkpoint, tmp_path):
+    for i in range(40):
+        Image.new("RGB", (8, 8), (i, 0, 0)).save(tmp_path / f"{i:02}.png")
+    argv = ["classify", tmp_path, "--labels", *LABELS, "--model", checkpoint, "--csv"]
+    status, out, err = run(capsys, *argv)
+    assert status == 0 and len(out.splitlines()) == 1 + 40 * len(LABELS)
+    assert "0/40" in err and "picture" not in out
+    (tmp_path / "39.png").unlink(), (tmp_path / "38.png").write_bytes(b"")
+    status, out, err = run(capsys, *argv)
+    assert status == 0 and len(out.splitlines()) == 1 + 38 * len(LABELS)
+    warning = next(line for line in err.replace("\r", "\n").splitlines() if "warning" in line)
+    assert warning.startswith("align-minimal: warning: skipped") and "38.png" in warning  # not amid the bar
+
+
 def test_in_a_folder_a_broken_picture_is_skipped_with_a_warning(capsys, checkpoint, pictures):
     (pictures / "broken.png").write_bytes(b"\x89PNG\r\n\x1a\n....")
     argv = ["classify", pictures, "--labels", *LABELS, "--model", checkpoint, "--json"]
@@ -157,6 +290,8 @@ def test_bad_usage_is_status_2(capsys, checkpoint, pictures):
     argv = ["classify", image, "--labels", "dog", "--template", "a photo", "--model", checkpoint]
     refused(capsys, *argv, status=2, says=["a photo", "{}"])
     refused(capsys, "classify", image, "--labels", "dog", "--nonsense", status=2, says=["--nonsense"])
+    argv = ["classify", image, "--labels", "dog", "cat", "dog", "--model", checkpoint]
+    refused(capsys, *argv, status=2, says=["'dog'", "twice"])
     refused(capsys, "juggle", status=2, says=["juggle"])
     argv = ["classify", image, "--labels", "dog", "--device", "toaster", "--model", checkpoint]
     refused(capsys, *argv, status=2, says=["toaster"])

@@ -110,7 +110,7 @@ def add_demo(commands) -> None:
     )
     host = "who may see it: 127.0.0.1, this machine only (default), or 0.0.0.0, everybody in the network"
     parser.add_argument("--host", default="127.0.0.1", help=host)
-    parser.add_argument("--port", type=count, default=7860, help="default: 7860")
+    parser.add_argument("--port", type=port, default=7860, help="default: 7860")
     add_model_arguments(parser)
 
 
@@ -130,6 +130,13 @@ def count(text: str) -> int:
     number = int(text)
     if number < 1:
         raise argparse.ArgumentTypeError(f"must be at least 1, not {text}")
+    return number
+
+
+def port(text: str) -> int:
+    number = int(text)
+    if not 1 <= number <= 65535:
+        raise argparse.ArgumentTypeError(f"must be from 1 to 65535, not {text}")
     return number
 
 

@@ -34,9 +34,9 @@ from .zero_shot import (
 
 
 def check_device(name: str, parser: argparse.ArgumentParser) -> None:
-    """A usage error unless this machine's PyTorch can put a tensor on the device called `name`."""
+    """A usage error unless this machine's PyTorch can put tensors on the device called `name`, and read them."""
     try:
-        torch.empty(0, device=name)
+        torch.empty(0, device=name).cpu()
     except (RuntimeError, AssertionError, NotImplementedError) as error:
         parser.error(f"--device {name}: {str(error).splitlines()[0]}")
 
@@ -190,10 +190,12 @@ def run_evaluate(args: argparse.Namespace, parser: argparse.ArgumentParser) -> N
 
 
 def run_demo(args: argparse.Namespace, parser: argparse.ArgumentParser) -> None:
-    from .demo import serve
+    from . import demo
 
     check_device(args.device, parser)
-    serve(*load(args), args.host, args.port)
+    demo.import_gradio()
+    demo.check_address(args.host, args.port)
+    demo.serve(*load(args), args.host, args.port)
 
 
 def run_train(args: argparse.Namespace, parser: argparse.ArgumentParser) -> int | None:

@@ -17,16 +17,45 @@ def test_every_linked_file_exists():
 
 
 def test_every_deviation_names_a_test_that_exists():
-    named = re.findall(r"`(test_\w+\.py)::(test_\w+)`", README)
-    rows = [line for line in README.splitlines() if line.startswith("| ") and line.count("|") == 7]
+    table = README.split("## Who does what")[1].split("\n## ")[0]
+    named = re.findall(r"`(test_\w+\.py)::(test_\w+)`", table)
+    rows = [line for line in table.splitlines() if line.startswith("| ") and line.count("|") == 7]
     assert len(named) == len(rows) - 2 > 10  # all but the heading and its rule
     for file, test in named:
-        functions = [
-            node.name
-            for node in ast.walk(ast.parse((ROOT / "tests" / file).read_text(encoding="utf-8")))
-            if isinstance(node, ast.FunctionDef)
-        ]
-        assert test in functions, f"{file} has no {test}"
+        assert test in definitions(ROOT / "tests" / file), f"{file} has no {test}"
+
+
+def test_every_row_of_the_paper_map_names_a_symbol_a_test_and_a_notebook_that_exist():
+    table = README.split("## From the paper to the code")[1].split("\n## ")[0]
+    rows = [line for line in table.splitlines() if line.startswith("| ")][2:]
+    assert len(rows) > 20
+    for row in rows:
+        assert row.count(" | ") == 3, row
+        path, symbol = re.search(r"\((align_minimal/\w+\.py)\) `(\w+)`", row).groups()
+        file, test = re.search(r"`(test_\w+\.py)::(test_\w+)`", row).groups()
+        assert symbol in definitions(ROOT / path), f"{path} has no {symbol}"
+        assert test in definitions(ROOT / "tests" / file), f"{file} has no {test}"
+        notebook = re.search(r"\((notebooks/\w+\.ipynb)\)", row).group(1)
+        assert (ROOT / notebook).is_file(), f"no {notebook}"
+
+
+def definitions(path: Path) -> set[str]:
+    """The names of the functions and classes in a file."""
+    tree = ast.parse(path.read_text(encoding="utf-8"))
+    return {node.name for node in ast.walk(tree) if isinstance(node, (ast.FunctionDef, ast.ClassDef))}
+
+
+def test_the_python_blocks_run_one_after_the_other(monkeypatch, tmp_path):
+    blocks = re.findall(r"^```python\n(.*?)^```", README, re.MULTILINE | re.DOTALL)
+    assert len(blocks) >= 3
+    monkeypatch.chdir(ROOT)
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    names: dict = {}
+    for block in blocks:
+        if "import faiss" not in block:  # not one of the project's dependencies
+            exec(block, names)
+    assert names["probabilities"][0, 0] > 0.5  # the apple is an apple
+    assert names["path"].parent.name == "samples"
 
 
 @pytest.mark.parametrize("number", [0, 1])

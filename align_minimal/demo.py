@@ -86,11 +86,9 @@ def make_demo(model: AlignModel, processor: AlignProcessor):
     def answer(picture: str | None, text: str) -> dict[str, float]:
         try:
             return classify(picture, text)
-        except (
-            OSError,
-            ValueError,
-        ) as error:  # gradio shows messages as HTML, and this one can name the file
-            raise gradio.Error(html.escape(str(error)), print_exception=False) from None
+        except (OSError, ValueError) as error:
+            message = html.escape(str(error))  # gradio shows it as HTML, and it can name the file
+            raise gradio.Error(message, print_exception=False) from None
 
     def uploaded(upload) -> str | None:
         """The file as it came (gradio would decode it in its own way), but no other file of this machine."""
@@ -110,6 +108,7 @@ def make_demo(model: AlignModel, processor: AlignProcessor):
         examples=[[str(path)] for path in sorted(samples)],
         examples_per_page=len(samples),
         cache_examples=False,
+        clear_btn=None,  # it would empty the labels, which an example leaves as they are
         flagging_mode="never",
         title="ALIGN, zero-shot",
         description="Which of these labels fits the picture? Labels can be anything you can say.",
@@ -135,5 +134,5 @@ def serve(model: AlignModel, processor: AlignProcessor, host: str, port: int) ->
             footer_links=[],
         )
         print(f"{url} (Ctrl-C ends it)", file=sys.stderr, flush=True)
-        while True:  # gradio's own wait ends only some seconds after Ctrl-C while a page is open
+        while True:  # after Ctrl-C, gradio's own wait would give an open page another 5 s
             time.sleep(1)

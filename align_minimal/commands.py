@@ -34,7 +34,7 @@ from .zero_shot import (
 
 
 def check_device(name: str, parser: argparse.ArgumentParser) -> None:
-    """A usage error unless this machine's PyTorch can put tensors on the device called `name`, and read them."""
+    """A usage error unless this machine's PyTorch can use the device called `name`."""
     try:
         torch.empty(0, device=name).cpu()
     except (RuntimeError, AssertionError, NotImplementedError) as error:

@@ -55,8 +55,11 @@ def read_index(folder: Path, width: int) -> tuple[list[bytes], Tensor]:
     try:
         tensors = load_file(path)  # mapped into memory: a row comes from the disk when it is wanted
         keys, embeds = tensors["keys"], tensors["embeddings"]
-        if keys.shape != (len(embeds), 16) or embeds.shape != (len(embeds), width):
+        rows = keys.shape[:1]
+        if keys.shape != (*rows, 16) or embeds.shape != (*rows, width):
             raise ValueError(f"keys {tuple(keys.shape)}, embeddings {tuple(embeds.shape)}")
+        if keys.dtype != torch.uint8 or embeds.dtype != torch.float32:
+            raise ValueError(f"keys {keys.dtype}, embeddings {embeds.dtype}")
     except (SafetensorError, KeyError, ValueError) as error:
         reason = " ".join(str(error).split())
         warnings.warn(f"{path}: not an index of this model, made anew ({reason})", stacklevel=4)
@@ -65,14 +68,15 @@ def read_index(folder: Path, width: int) -> tuple[list[bytes], Tensor]:
 
 
 def write_index(folder: Path, keys: list[bytes], names: list[str], embeds: Tensor) -> None:
-    """Both files, each written whole or not at all. Only embeddings.safetensors is ever read back."""
+    """Both files, each written whole or not at all. Only embeddings.safetensors is ever read back: it comes
+    last, so that where it is up to date the names are, too."""
     tensors = {
         "embeddings": embeds.contiguous(),  # (N, D)
         "keys": torch.frombuffer(bytearray(b"".join(keys)), dtype=torch.uint8).view(-1, 16),  # (N, 16)
     }
-    write_atomically(folder / "embeddings.safetensors", lambda temporary: save_file(tensors, temporary))
     text = json.dumps(names, indent=0) + "\n"
     write_atomically(folder / "names.json", lambda temporary: temporary.write_text(text, encoding="utf-8"))
+    write_atomically(folder / "embeddings.safetensors", lambda temporary: save_file(tensors, temporary))
 
 
 class ImageIndex:
@@ -126,10 +130,10 @@ class ImageIndex:
         missing = {path: key for key, path in self.pictures.items() if key not in known}
         fresh: dict[bytes, Tensor] = {}
         saved, cost = time.monotonic(), 0.0
-        bar = tqdm(missing, "indexing", unit="picture", leave=False)
-        images = embed_images(self.model, self.processor, ((str(path), path) for path in bar))
+        images = embed_images(self.model, self.processor, [(str(path), path) for path in missing])
+        bar = tqdm(images, "indexing", len(missing), unit="picture", leave=False)
         try:
-            for name, embed in readable(images, required=False):
+            for name, embed in readable(bar, required=False):
                 fresh[missing[Path(name)]] = embed
                 if time.monotonic() - saved > max(1.0, 20 * cost):
                     began = time.monotonic()

@@ -1,6 +1,5 @@
 """Finding picture files, and reading them ahead of the model."""
 
-import sys
 import threading
 import time
 import warnings
@@ -130,19 +129,24 @@ def test_of_nothing_it_makes_nothing():
     assert list(read_ahead([], str)) == []
 
 
-def test_pictures_opened_in_threads_leave_python_s_warnings_as_they_were(tmp_path):
+def test_pictures_opened_in_threads_leave_python_s_warnings_as_they_were(tmp_path, monkeypatch):
     # To make Pillow's warning about too large a picture an error, the filters of the whole process change.
     path = tmp_path / "a.png"
     Image.new("RGB", (2, 2)).save(path)
-    interval = sys.getswitchinterval()
-    before, show = list(warnings.filters), warnings.showwarning
-    sys.setswitchinterval(1e-6)
+    image_open = Image.open
+
+    def slowly(source):
+        time.sleep(0.002)  # in which the next thread comes in
+        return image_open(source)
+
+    monkeypatch.setattr(Image, "open", slowly)
+    before, filters = list(warnings.filters), warnings.filters
     try:
         with ThreadPoolExecutor(8) as pool:
-            assert all(image.size == (2, 2) for image in pool.map(load_image, [path] * 800))
+            assert all(image.size == (2, 2) for image in pool.map(load_image, [path] * 40))
+        assert warnings.filters is filters and warnings.filters == before
     finally:
-        sys.setswitchinterval(interval)
-    assert warnings.filters == before and warnings.showwarning is show
+        warnings.filters[:] = before
 
 
 # ---- finding -----------------------------------------------------------------------------------------------

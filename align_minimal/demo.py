@@ -15,7 +15,6 @@ import os
 import socket
 import sys
 import tempfile
-import time
 from pathlib import Path
 
 from .hub import weights_folder
@@ -117,7 +116,7 @@ def make_demo(model: AlignModel, processor: AlignProcessor):
 
 
 def serve(model: AlignModel, processor: AlignProcessor, host: str, port: int) -> None:
-    """Serve until KeyboardInterrupt."""
+    """Serve until Ctrl-C."""
     gradio = import_gradio()
     os.environ.update(no_proxy="*", NO_PROXY="*")  # gradio first asks its own page, which no proxy can reach
     with tempfile.TemporaryDirectory(prefix="align-minimal-", ignore_cleanup_errors=True) as uploads:
@@ -134,5 +133,4 @@ def serve(model: AlignModel, processor: AlignProcessor, host: str, port: int) ->
             footer_links=[],
         )
         print(f"{url} (Ctrl-C ends it)", file=sys.stderr, flush=True)
-        while True:  # after Ctrl-C, gradio's own wait would give an open page another 5 s
-            time.sleep(1)
+        demo.block_thread()  # until Ctrl-C; then it closes the server, whose threads would live on

@@ -208,7 +208,7 @@ class Trainer:
         names = (
             "data filter batch_size chunk tile optimizer lr weight_decay label_smoothing precision device "
         )
-        names += "seed augment flip"
+        names += "seed augment flip temperature"
         chosen = {name: getattr(self.args, name) for name in names.split()}
         return chosen | {"steps": self.steps, "warmup": self.warmup, "processes": self.group.world}
 
@@ -224,6 +224,8 @@ class Trainer:
                 t.data = t.data.clone()
         else:
             self.model, self.processor = new_model(self.args, self.pairs, self.steps)
+        if self.args.temperature:
+            nn.init.constant_(self.model.temperature, self.args.temperature).requires_grad_(False)
         # Its pooler takes no part in ALIGN: without a gradient it would keep the processes waiting.
         if self.model.text_model.pooler is not None:
             self.model.text_model.pooler.requires_grad_(False)

@@ -39,6 +39,13 @@ def at_least_zero(text: str) -> float:
     return number
 
 
+def above_zero(text: str) -> float:
+    number = at_least_zero(text)
+    if not number:
+        raise argparse.ArgumentTypeError(f"{text} is not above 0")
+    return number
+
+
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """All flags of `train`, in four groups."""
     pairs = "folders with metadata.jsonl or metadata.csv (file_name, text), or WebDataset tar shards"
@@ -88,6 +95,8 @@ def add_recipe_arguments(group) -> None:
     add("--weight-decay", type=at_least_zero, default=1e-5, metavar="RATE", help=decay)
     smoothing = "how much of each target is spread over the whole batch (0.1)"
     add("--label-smoothing", type=share, default=0.1, metavar="SHARE", help=smoothing)
+    fixed = "hold the temperature at this, as in table 8, instead of learning it"
+    add("--temperature", type=above_zero, metavar="SIGMA", help=fixed)
     add("--seed", type=int, default=0, metavar="N", help="another number, other random choices (0)")
 
 

@@ -195,6 +195,15 @@ def test_metrics_say_what_was_done_each_step_once(folder, whole):
     assert rows[-1]["temperature"] == weights.temperature.item() != rows[0]["temperature"]
 
 
+def test_a_temperature_that_is_held_stays_where_it_is_after_a_resume_too(folder, tmp_path, monkeypatch):
+    held = arguments(folder, tmp_path / "out", "--temperature", "0.03125", "--resume", "--steps", "4")
+    kill_at(monkeypatch, 4, held)
+    assert main(held) == 0
+    assert [row["temperature"] for row in metrics(tmp_path / "out")] == [1 / 32] * 4
+    model = AlignModel.from_pretrained(tmp_path / "out")
+    assert model.temperature.item() == 1 / 32 and model.temperature.requires_grad  # learnt, if tuned later
+
+
 def test_epochs_are_counted_in_whole_batches(folder, tmp_path):
     argv = ["train", folder / "data", "--out", tmp_path / "out", "--config", folder / "config.json"]
     assert main([str(a) for a in (*argv, "--epochs", 2, "--batch-size", 10)]) == 0

@@ -52,6 +52,7 @@ def arguments(folder: Path, out: Path, *more, config: bool = True) -> list[str]:
         (["--batch-size", "x"], ["--batch-size", "x"]),
         (["--lr", "-1"], ["--lr", "-1"]),
         (["--lr", "nan"], ["--lr", "nan"]),
+        (["--temperature", "0"], ["--temperature", "above 0"]),
         (["--label-smoothing", "1"], ["--label-smoothing", "1"]),
         (["--warmup", "-1"], ["--warmup", "-1"]),
         (["--workers", "-1"], ["--workers", "-1"]),

@@ -94,7 +94,7 @@ def readable(
     if required and len(errors) == total:
         raise ValueError(f"no picture could be read; {errors[0] if errors else 'there is none'}")
     if len(errors) > 1:
-        warnings.warn(f"{len(errors):,} of {total:,} pictures could not be read", stacklevel=2)
+        warnings.warn(f"{len(errors):,} pictures could not be read", stacklevel=2)
 
 
 def _embed_pixels(model: AlignModel, pixels: list[Tensor]) -> Tensor | list:
@@ -163,9 +163,12 @@ def count_competitors(
     belong to the same image. Never more than block × C scores in memory.
     """
     counts = []
+    wide = candidates.double()
     for start in range(0, len(queries), block):
         rows = slice(start, start + block)
-        scores = queries[rows] @ candidates.T  # (block, C)
+        # Twice the precision and back: a product may sum each column in another order, and candidates of one
+        # embedding must have one score.
+        scores = (queries[rows].double() @ wide.T).to(candidates.dtype)  # (block, C)
         right = query_image[rows, None] == candidate_image  # (block, C)
         # Taken from the same product as its rivals: another order of summing would break exact ties.
         best = scores.masked_fill(~right, -torch.inf).amax(1, keepdim=True)  # (block, 1)
@@ -242,10 +245,9 @@ def recall_at_k(
         raise ValueError(f"every K must be at least 1, not {min(ks)}")
     # Half precision would make ties of scores that differ.
     precision = torch.promote_types(torch.promote_types(image_embeds.dtype, text_embeds.dtype), torch.float32)
-    images = F.normalize(image_embeds.to(precision), dim=-1)
-    texts = F.normalize(text_embeds.to(precision), dim=-1)
-    image_of_text = text_image.to(images.device)
-    image_of_image = torch.arange(len(images), device=images.device)
+    images = F.normalize(image_embeds.to("cpu", precision), dim=-1)  # float64 is not for every device
+    texts = F.normalize(text_embeds.to("cpu", precision), dim=-1)
+    image_of_text, image_of_image = text_image.cpu(), torch.arange(len(images))
     ways = {
         "image_to_text": count_competitors(images, texts, image_of_image, image_of_text, block),
         "text_to_image": count_competitors(texts, images, image_of_text, image_of_image, block),

@@ -104,6 +104,13 @@ def test_a_collapsed_model_gets_chance(block):
     )
 
 
+@pytest.mark.parametrize("count", [5, 6, 7, 9, 10, 11])
+def test_texts_of_one_embedding_tie_whatever_their_column(count):
+    torch.manual_seed(0)
+    ours = recall_at_k(torch.randn(count, 160), torch.randn(1, 160).expand(count, -1), torch.arange(count))
+    assert ours["image_to_text"]["R@1"] == pytest.approx(1 / count)
+
+
 def test_a_text_that_two_images_share_costs_a_perfect_model_half_a_hit_each():
     images = torch.eye(4)
     images[1] = images[0]

@@ -85,8 +85,9 @@ class ImageIndex:
     `folder` is searched to the bottom. `index` is the folder of the cache, by default one in `cache_folder()`
     for each folder and model; it may be deleted at any time. Puts the model in eval mode.
 
+    >>> import tempfile
     >>> model, processor = AlignModel.from_pretrained("emoji"), AlignProcessor.from_pretrained("emoji")
-    >>> index = ImageIndex("weights/samples", model, processor)
+    >>> index = ImageIndex("weights/samples", model, processor, index=tempfile.mkdtemp())
     >>> [(score, path)] = index.search("a red apple", top=1)
     >>> path.name
     'apple.png'

@@ -28,6 +28,7 @@ def mutation(name: str, file: str, test: str, hint: str, *, old: str, new: str) 
 PART = "test_efficientnet.py::test_part_equals_the_reference_in_values_and_gradients"
 TOWER = "test_vision_tower.py::test_tower_equals_the_reference_in_values_and_gradients"
 GOLDEN_TEXTS = "test_tokenizer.py::test_tokens_ids_and_decoded_text_equal_the_reference_s"
+TWO_PROCESSES = "test_distributed_loss.py::test_two_processes_have_the_loss_and_gradients_of_one"
 GOLDEN_PIXELS = "test_image_processor.py::test_pixels_equal_the_reference_s_bit_for_bit"
 
 INPUTS = [
@@ -596,6 +597,38 @@ TRAINING = [
         "two passes would move BatchNorm's running statistics twice; the first one's are put back",
         old="buffer.copy_(before)",
         new="pass",
+    ),
+    mutation(
+        "other-ranks-gradients-lost",
+        "large_batch.py",
+        TWO_PROCESSES,
+        "each rank has a share of every embedding's gradient: without the sum the other ranks' are lost",
+        old="dist.all_reduce(dy)",
+        new="pass",
+    ),
+    mutation(
+        "sums-of-two-maxima-added",
+        "large_batch.py",
+        TWO_PROCESSES,
+        "exponentials can be added only after they are taken against one common maximum",
+        old="column_z.mul_(torch.exp(local - column_m))",
+        new="pass",
+    ),
+    mutation(
+        "gradient-not-times-the-ranks",
+        "large_batch.py",
+        TWO_PROCESSES,
+        "DistributedDataParallel divides by the number of ranks: what they hold must be larger by it",
+        old="scale = grad * ctx.ranks / (2 * N)",
+        new="scale = grad / (2 * N)",
+    ),
+    mutation(
+        "all-ranks-write-the-first-rows",
+        "large_batch.py",
+        TWO_PROCESSES,
+        "each rank's rows come after those of the ranks before it",
+        old="everything[sum(sizes[:rank]) :][: len(y)] = y",
+        new="everything[: len(y)] = y",
     ),
     mutation(
         "sigma-once-a-chunk",

@@ -279,7 +279,7 @@ BERT_LARGE = dict(hidden_size=1024, num_hidden_layers=24, num_attention_heads=16
 
 # projection_dim is round_filters(320 · width): with no image projection, the image tower's own width.
 PRESETS: dict[str, dict[str, Any]] = {
-    # The checkpoint in weights/emoji: 64 px, a tenth of B0, stride 8 rather than 32 before the pool.
+    # The checkpoint in weights/emoji: 64 px, a seventh of B0, stride 16 rather than 32 before the pool.
     "emoji": dict(
         text_config=dict(
             hidden_size=128,

@@ -242,7 +242,7 @@ class AlignVisionModel(PretrainedModel):
     """The image tower. (B, 3, H, W) → last_hidden_state (B, C, h, w), pooler_output (B, C).
 
     C is round_filters(out_channels[-1]), which is the width of ALIGN's embedding. Weights start at
-    N(0, initializer_range); at B7's depth an untrained network in eval mode is numerically zero (1e-23).
+    N(0, initializer_range); an untrained network in eval mode is numerically zero (B7: 1e-23, B0: 1e-25).
 
     >>> config = AlignVisionConfig(width_coefficient=0.5, depth_coefficient=0.5)
     >>> AlignVisionModel(config)(torch.zeros(2, 3, 64, 64)).pooler_output.shape

@@ -10,6 +10,7 @@ fails, it tells what was expected and what came, and which known mistake (mutati
 from __future__ import annotations
 
 import difflib
+import functools
 import importlib
 import importlib.util
 import inspect
@@ -120,6 +121,7 @@ BLOCKS: dict[str, tuple[str, tuple[str, ...]]] = {
         ("test_lamb.py::test_every", "test_lamb.py::test_frozen", "test_lamb.py::test_the_groups"),
     ),
 }
+INSIDE = ("test_many_words_do_not_grow_the_memory_without_end",)  # of how ours does it, not of what it does
 
 
 @dataclass
@@ -145,6 +147,7 @@ def one_line(error: BaseException, path: Path) -> str:
     return f"{path.name}{f', line {line}' if line else ''}: {type(error).__name__}: {message}"
 
 
+@functools.cache
 def load_file(path: Path) -> ModuleType:
     """The reader's file as a module. pytest.UsageError in one line if it is missing or fails."""
     if not path.is_file():
@@ -235,7 +238,7 @@ def files(block: str) -> set[str]:
 def concerns(block: str, nodeid: str) -> bool:
     """Does the test called `nodeid` concern this block?"""
     name, _, parameters = nodeid.removeprefix("tests/").partition("[")
-    if "test_tiled" in name:
+    if name.endswith(INSIDE):
         return False
     starts = (test.split(" ") for test in BLOCKS[block][1])
     return any(name.startswith(start) and all(w in parameters for w in words) for start, *words in starts)

@@ -1,0 +1,253 @@
+"""Text to wordpieces and ids (ALIGN, section 5; BERT).
+
+Write the bodies, and check them from the top of the repository, one by one:
+
+    pytest --layer lower=notebooks/exercises/01_wordpieces.py:lower tests
+    pytest --layer clean=notebooks/exercises/01_wordpieces.py:clean tests
+    pytest --layer split_words=notebooks/exercises/01_wordpieces.py:split_words tests
+    pytest --layer wordpiece=notebooks/exercises/01_wordpieces.py:wordpiece tests
+    pytest --layer learn_pieces=notebooks/exercises/01_wordpieces.py:learn_pieces tests
+    pytest --layer truncate=notebooks/exercises/01_wordpieces.py:truncate tests
+    pytest --layer BertTokenizer=notebooks/exercises/01_wordpieces.py:BertTokenizer tests
+
+or all that this file has:
+
+    pytest --layer notebooks/exercises/01_wordpieces.py tests
+"""
+
+# ruff: noqa: F401
+from __future__ import annotations
+
+import re
+import unicodedata
+import warnings
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+
+from align_minimal.hub import find_file, read_json, write_atomically, write_json
+from align_minimal.outputs import Batch
+from align_minimal.tokenizer import check_vocabulary
+from align_minimal.wordpiece import MAX_WORD
+
+
+def lower(text: str) -> str:
+    """Each character lower-cased by itself; in `str.lower` only a capital sigma looks at its neighbours.
+
+    >>> lower("ΟΔΟΣ"), "ΟΔΟΣ".lower()
+    ('οδοσ', 'οδος')
+    """
+    raise NotImplementedError
+
+
+def clean(text: str, tokenize_chinese_chars: bool = True) -> str:
+    """Control characters dropped, white space made spaces, spaces around Chinese characters; composed (NFC).
+
+    >>> clean("a\\x00b\\tc中d")
+    'ab c 中 d'
+    """
+    raise NotImplementedError
+
+
+def split_words(text: str, strip_accents: bool = True, special: Sequence[str] = ()) -> list[str]:
+    """The words and punctuation marks of a clean text; a word that is in `special` stays whole.
+
+    >>> split_words("un café, [SEP]", special=["[SEP]"])
+    ['un', 'cafe', ',', '[SEP]']
+    """
+    raise NotImplementedError
+
+
+def wordpiece(word: str, vocab: Mapping[str, int], unk_token: str = "[UNK]") -> list[str]:
+    """The longest piece that starts the word, then the longest "##" piece that starts the rest, and so on.
+
+    One `unk_token` if no piece starts some rest, or if the word has more than MAX_WORD characters.
+
+    >>> wordpiece("abcdefz", {"a": 0, "ab": 1, "##cd": 2, "##efz": 3, "abcdefg": 4})
+    ['ab', '##cd', '##efz']
+    """
+    raise NotImplementedError
+
+
+def learn_pieces(
+    words: Mapping[str, int], number: int, min_frequency: int = 2, share: float = 0.25
+) -> list[str]:
+    """At most `number` pieces, each merged from two neighbours, in the order in which they were merged.
+
+    `words` has each word's count. The pair ab with the highest freq(ab) / (freq(a)·freq(b)) is merged, again
+    and again. Alone, that score starts with the rarest letters ("qx", seen once, scores 1) and leaves common
+    words in bits: 2.7 pieces a word in a trial with 4,000 pieces. So only pairs that occur `min_frequency`
+    times, and `share` times as often as the most frequent one, are candidates: 1.2 pieces a word, as few as
+    merging by frequency gives. Ties go to the pair met first, the words sorted by count, then by alphabet:
+    the order of `words` does not matter.
+
+    The textbook example: "gs" occurs 5 times, ##g 20, ##s 5, a score of 1/20; "hu" 15 / (15·36) is only 1/36.
+
+    >>> learn_pieces({"hug": 10, "pug": 5, "pun": 12, "bun": 4, "hugs": 5}, 3)
+    ['##gs', 'pu', 'hu']
+    """
+    raise NotImplementedError
+
+
+def truncate(a: list[int], b: list[int] | None, room: int, strategy: str, limit: int) -> tuple:
+    """`a` and `b` cut from the right until they have `room` ids together.
+
+    longest_first takes from the longer one, an id at a time; from `b` where they are equal.
+
+    >>> truncate([1, 2, 3, 4], [5, 6, 7], 3, "longest_first", limit=6)
+    ([1, 2], [5])
+    """
+    raise NotImplementedError
+
+
+class BertTokenizer:
+    """Texts → ids, token types and masks; ids → text.
+
+    `vocab_file` is a path (UTF-8, a token a line, its id the line's number from 0), or the tokens themselves.
+    strip_accents=None strips them where do_lower_case does. model_max_length: what truncation=True and
+    padding="max_length" mean without max_length. ValueError or FileNotFoundError naming the file.
+
+    >>> tokenizer = BertTokenizer([*SPECIAL_TOKENS, "a", "red", "cat", "##s"])
+    >>> tokenizer.tokenize("A red cats!")
+    ['a', 'red', 'cat', '##s', '[UNK]']
+    >>> tokenizer(["a cat", "red cats"], padding=True).input_ids
+    [[2, 5, 7, 3, 0], [2, 6, 7, 8, 3]]
+    >>> tokenizer.decode([2, 6, 7, 8, 3], skip_special_tokens=True)
+    'red cats'
+    """
+
+    model_input_names = ("input_ids", "token_type_ids", "attention_mask")
+
+    def __init__(
+        self,
+        vocab_file: str | Path | Sequence[str],
+        do_lower_case: bool = True,
+        strip_accents: bool | None = None,
+        tokenize_chinese_chars: bool = True,
+        model_max_length: int | None = None,
+        unk_token: str = "[UNK]",
+        sep_token: str = "[SEP]",
+        pad_token: str = "[PAD]",
+        cls_token: str = "[CLS]",
+        mask_token: str = "[MASK]",
+        clean_up_tokenization_spaces: bool = True,
+    ):
+        raise NotImplementedError
+
+    @property
+    def vocab_size(self) -> int:
+        raise NotImplementedError
+
+    def __len__(self) -> int:
+        raise NotImplementedError
+
+    def get_vocab(self) -> dict[str, int]:
+        """Token → id, a copy."""
+        raise NotImplementedError
+
+    def words(self, text: str) -> list[str]:
+        """The words of a text as the vocabulary sees them, its special tokens left out.
+
+        >>> BertTokenizer(SPECIAL_TOKENS).words("Un Café![SEP]")
+        ['un', 'cafe', '!']
+        """
+        raise NotImplementedError
+
+    def tokenize(self, text: str) -> list[str]:
+        """The pieces of a text, [CLS] and [SEP] not added."""
+        raise NotImplementedError
+
+    def __call__(
+        self,
+        text: str | Sequence,
+        text_pair: str | Sequence | None = None,
+        add_special_tokens: bool = True,
+        padding: bool | str = False,
+        truncation: bool | str | None = None,
+        max_length: int | None = None,
+        return_tensors: str | None = None,
+        is_split_into_words: bool = False,
+        pad_to_multiple_of: int | None = None,
+        return_token_type_ids: bool | None = None,
+        return_attention_mask: bool | None = None,
+        return_special_tokens_mask: bool = False,
+        return_length: bool = False,
+    ) -> Batch:
+        """Encode a text, or a list of B texts: [CLS] text [SEP], and text_pair [SEP] after it.
+
+        padding: False; True or "longest" (to the longest of the batch); "max_length". truncation: True or
+        "longest_first", "only_first", "only_second"; False; None truncates only where max_length is given
+        and padding is not. is_split_into_words: each text is a list of words. return_tensors: "pt" or "np".
+
+        Returns lists, or int64 tensors (B, T): input_ids, token_type_ids (1 in the second text) and
+        attention_mask (0 on padding); special_tokens_mask and length (B,) on request. ValueError or TypeError
+        naming the argument.
+        """
+        raise NotImplementedError
+
+    def pad(
+        self,
+        encoded_inputs: Mapping[str, Sequence] | Sequence[Mapping[str, Sequence]],
+        padding: bool | str | None = True,
+        max_length: int | None = None,
+        pad_to_multiple_of: int | None = None,
+        return_attention_mask: bool | None = None,
+        return_tensors: str | None = None,
+    ) -> Batch:
+        """Pad a batch of encoded texts, or a list of single ones (so it can be a DataLoader's collate_fn).
+
+        >>> BertTokenizer(SPECIAL_TOKENS).pad([{"input_ids": [2, 3]}, {"input_ids": [2, 4, 3]}])
+        {'input_ids': [[2, 3, 0], [2, 4, 3]], 'attention_mask': [[1, 1, 0], [1, 1, 1]]}
+        """
+        raise NotImplementedError
+
+    def encode(self, text: str, text_pair: str | None = None, **options) -> list[int]:
+        """The input_ids of a call with these arguments."""
+        raise NotImplementedError
+
+    def convert_tokens_to_ids(self, tokens: str | Iterable[str] | None) -> int | list[int] | None:
+        """One id, or a list; a token outside the vocabulary has [UNK]'s."""
+        raise NotImplementedError
+
+    def convert_ids_to_tokens(self, ids, skip_special_tokens: bool = False) -> str | list[str]:
+        """One token, or a list; an id outside the vocabulary is [UNK]. ids: an int, list, array or tensor."""
+        raise NotImplementedError
+
+    def decode(
+        self, token_ids, skip_special_tokens: bool = False, clean_up_tokenization_spaces: bool | None = None
+    ) -> str:
+        """The text of a sequence of ids: pieces joined, spaces before punctuation dropped."""
+        raise NotImplementedError
+
+    def batch_decode(self, sequences, *args, **kwargs) -> list[str]:
+        """`decode` for each row."""
+        raise NotImplementedError
+
+    @classmethod
+    def from_pretrained(cls, name: str | Path, **overrides) -> BertTokenizer:
+        """Read vocab.txt or tokenizer.json, and tokenizer_config.json if there, of a folder or hub name."""
+        raise NotImplementedError
+
+    def save_pretrained(self, folder: str | Path) -> None:
+        """Write vocab.txt, tokenizer_config.json and special_tokens_map.json, each atomically."""
+        raise NotImplementedError
+
+    @classmethod
+    def train(
+        cls,
+        texts: Iterable[str],
+        vocab_size: int,
+        min_frequency: int = 2,
+        limit_alphabet: int = 1000,
+        **options,
+    ) -> BertTokenizer:
+        """Learn a vocabulary of at most `vocab_size` tokens from texts; `options` are the constructor's.
+
+        First [PAD], [UNK], [CLS], [SEP], [MASK]; then the `limit_alphabet` most frequent characters, each as
+        the start and as the inside of a word, so that any word made of them can be encoded; then pieces, in
+        the order in which `learn_pieces` merges them. ValueError if the characters do not fit.
+
+        >>> list(BertTokenizer.train(["ab ab ac"] * 3, vocab_size=12).vocab)[5:]
+        ['a', 'b', 'c', '##a', '##b', '##c', 'ab']
+        """
+        raise NotImplementedError

@@ -1,0 +1,75 @@
+"""The image tower (section 4.1).
+
+Write the bodies, and check them from the top of the repository, one by one:
+
+    pytest --layer round_filters=notebooks/exercises/04_efficientnet.py:round_filters tests
+    pytest --layer block_specs=notebooks/exercises/04_efficientnet.py:block_specs tests
+    pytest --layer AlignVisionModel=notebooks/exercises/04_efficientnet.py:AlignVisionModel tests
+
+or all that this file has:
+
+    pytest --layer notebooks/exercises/04_efficientnet.py tests
+"""
+
+# ruff: noqa: F401
+from __future__ import annotations
+
+import math
+
+import torch.nn as nn
+from torch import Tensor
+
+from align_minimal.checkpoint import PretrainedModel
+from align_minimal.config import AlignVisionConfig, get_activation
+from align_minimal.efficientnet import BlockSpec, ConvNorm, MBConv, check_pixel_values
+from align_minimal.outputs import ModelOutput
+
+
+def round_filters(channels: int, config: AlignVisionConfig) -> int:
+    """Channels scaled by the width coefficient, to a multiple of `depth_divisor`, never down by over 10%.
+
+    >>> round_filters(320, AlignVisionConfig(width_coefficient=2.0))
+    640
+    """
+    raise NotImplementedError
+
+
+def block_specs(config: AlignVisionConfig) -> list[BlockSpec]:
+    """The stage table, scaled and unrolled into blocks.
+
+    >>> specs = block_specs(AlignVisionConfig())
+    >>> len(specs), specs[0].in_channels, specs[-1].out_channels
+    (55, 64, 640)
+    """
+    raise NotImplementedError
+
+
+class AlignVisionModel(PretrainedModel):
+    """The image tower. (B, 3, H, W) → last_hidden_state (B, C, h, w), pooler_output (B, C).
+
+    C is round_filters(out_channels[-1]), which is the width of ALIGN's embedding. Weights start at
+    N(0, initializer_range); an untrained network in eval mode is numerically zero (B7: 1e-23, B0: 1e-25).
+
+    >>> config = AlignVisionConfig(width_coefficient=0.5, depth_coefficient=0.5)
+    >>> AlignVisionModel(config)(torch.zeros(2, 3, 64, 64)).pooler_output.shape
+    torch.Size([2, 160])
+    """
+
+    config_class = AlignVisionConfig
+    prefix = "vision_model."
+
+    def __init__(self, config: AlignVisionConfig):
+        raise NotImplementedError
+
+    def init_weights(self, module: nn.Module) -> None:
+        """N(0, initializer_range) for convolutions; BatchNorm keeps PyTorch's 1 and 0."""
+        raise NotImplementedError
+
+    def forward(
+        self,
+        pixel_values: Tensor | None = None,
+        output_hidden_states: bool | None = None,
+        return_dict: bool | None = None,
+    ) -> ModelOutput | tuple:
+        """hidden_states, where asked for, are the stem's output and every block's."""
+        raise NotImplementedError

@@ -1,0 +1,168 @@
+"""The text tower (section 4.1).
+
+Write the bodies, and check them from the top of the repository, one by one:
+
+    pytest --layer BertEmbeddings=notebooks/exercises/05_bert.py:BertEmbeddings tests
+    pytest --layer SelfAttention=notebooks/exercises/05_bert.py:SelfAttention tests
+    pytest --layer FeedForward=notebooks/exercises/05_bert.py:FeedForward tests
+    pytest --layer BertLayer=notebooks/exercises/05_bert.py:BertLayer tests
+    pytest --layer additive_mask=notebooks/exercises/05_bert.py:additive_mask tests
+    pytest --layer layer_head_masks=notebooks/exercises/05_bert.py:layer_head_masks tests
+    pytest --layer AlignTextModel=notebooks/exercises/05_bert.py:AlignTextModel tests
+
+or all that this file has:
+
+    pytest --layer notebooks/exercises/05_bert.py tests
+"""
+
+# ruff: noqa: F401
+from __future__ import annotations
+
+import math
+
+import torch
+import torch.nn as nn
+from torch import Tensor
+
+from align_minimal.bert import check_text
+from align_minimal.checkpoint import PretrainedModel
+from align_minimal.config import AlignTextConfig, get_activation
+from align_minimal.outputs import ModelOutput
+
+
+class BertEmbeddings(nn.Module):
+    """Word + token type (+ absolute position), normalized. ids (B, T), or vectors (B, T, H) → (B, T, H).
+
+    The position is the index in the row: padding counts. With relative positions none is added here.
+
+    >>> config = AlignTextConfig(vocab_size=9, hidden_size=8, num_attention_heads=2)
+    >>> BertEmbeddings(config)(torch.tensor([[2, 5, 3]])).shape
+    torch.Size([1, 3, 8])
+    """
+
+    def __init__(self, config: AlignTextConfig):
+        raise NotImplementedError
+
+    def forward(
+        self,
+        input_ids: Tensor | None = None,
+        token_type_ids: Tensor | None = None,
+        position_ids: Tensor | None = None,
+        inputs_embeds: Tensor | None = None,
+    ) -> Tensor:
+        raise NotImplementedError
+
+
+class SelfAttention(nn.Module):
+    """Multi-head attention, and the projection of its result. (B, T, H) → (B, T, H), weights (B, N, T, T).
+
+        softmax(q·kᵀ/√D + mask)·v, with (relative_key) q·E[l−r], and (relative_key_query) k·E[l−r] beside q·kᵀ
+        (Shaw et al. 2018; Huang et al. 2020)
+
+    `mask` (B, 1, 1 or T, T) is added to the scores; `head_mask` multiplies the weights after dropout.
+
+    >>> config = AlignTextConfig(hidden_size=8, num_attention_heads=2)
+    >>> output, weights = SelfAttention(config)(torch.zeros(1, 3, 8))
+    >>> output.shape, weights.shape
+    (torch.Size([1, 3, 8]), torch.Size([1, 2, 3, 3]))
+    """
+
+    def __init__(self, config: AlignTextConfig):
+        raise NotImplementedError
+
+    def forward(
+        self, x: Tensor, mask: Tensor | None = None, head_mask: Tensor | None = None
+    ) -> tuple[Tensor, Tensor]:
+        raise NotImplementedError
+
+    def relative_scores(self, q: Tensor, k: Tensor) -> Tensor:
+        """What the distance l − r from query l to key r adds to their score. (B, N, T, T)"""
+        raise NotImplementedError
+
+
+class FeedForward(nn.Module):
+    """Two linear layers with the activation between, on each token alone. (B, T, H) → (B, T, H).
+
+    >>> config = AlignTextConfig(hidden_size=8, num_attention_heads=2, intermediate_size=32)
+    >>> FeedForward(config)(torch.zeros(1, 3, 8)).shape
+    torch.Size([1, 3, 8])
+    """
+
+    def __init__(self, config: AlignTextConfig):
+        raise NotImplementedError
+
+    def forward(self, x: Tensor) -> Tensor:
+        raise NotImplementedError
+
+
+class BertLayer(nn.Module):
+    """Attention, then feed-forward, each added to its input *then* normalized (post-LN). (B, T, H) → same.
+
+    >>> config = AlignTextConfig(hidden_size=8, num_attention_heads=2)
+    >>> BertLayer(config)(torch.zeros(1, 3, 8))[0].shape
+    torch.Size([1, 3, 8])
+    """
+
+    def __init__(self, config: AlignTextConfig):
+        raise NotImplementedError
+
+    def forward(
+        self, x: Tensor, mask: Tensor | None = None, head_mask: Tensor | None = None
+    ) -> tuple[Tensor, Tensor]:
+        raise NotImplementedError
+
+
+def additive_mask(attention_mask: Tensor, dtype: torch.dtype) -> Tensor:
+    """1 = attend, 0 = not, as numbers to add to the scores. (B, T) → (B, 1, 1, T); (B, T, T) → (B, 1, T, T).
+
+    The smallest finite number, not −inf: a row that is masked throughout attends evenly rather than to NaN.
+
+    >>> additive_mask(torch.tensor([[1, 0]]), torch.float32).shape
+    torch.Size([1, 1, 1, 2])
+    """
+    raise NotImplementedError
+
+
+def layer_head_masks(head_mask: Tensor | None, config: AlignTextConfig) -> list[Tensor | None]:
+    """One mask (1, N, 1, 1) a layer, from (N,) for all layers alike or (layers, N); 1 keeps a head."""
+    raise NotImplementedError
+
+
+class AlignTextModel(PretrainedModel):
+    """The text tower. ids (B, T) → last_hidden_state (B, T, H), pooler_output (B, H).
+
+    The pooler is BERT's tanh layer on [CLS]. ALIGN does not use it: it takes last_hidden_state[:, 0].
+
+    >>> config = AlignTextConfig(vocab_size=9, hidden_size=8, num_attention_heads=2, num_hidden_layers=1)
+    >>> AlignTextModel(config)(torch.tensor([[2, 5, 3]])).last_hidden_state.shape
+    torch.Size([1, 3, 8])
+    """
+
+    config_class = AlignTextConfig
+    prefix = "text_model."
+
+    def __init__(self, config: AlignTextConfig, add_pooling_layer: bool = True):
+        raise NotImplementedError
+
+    def init_weights(self, module: nn.Module) -> None:
+        """N(0, initializer_range) for matrices, 0 for biases and the padding row."""
+        raise NotImplementedError
+
+    def forward(
+        self,
+        input_ids: Tensor | None = None,
+        attention_mask: Tensor | None = None,
+        token_type_ids: Tensor | None = None,
+        position_ids: Tensor | None = None,
+        head_mask: Tensor | None = None,
+        inputs_embeds: Tensor | None = None,
+        output_attentions: bool | None = None,
+        output_hidden_states: bool | None = None,
+        return_dict: bool | None = None,
+    ) -> ModelOutput | tuple:
+        """attention_mask: (B, T) or (B, T, T), 1 = attend. head_mask: (N,) or (layers, N), 1 = keep.
+
+        hidden_states, where asked for, are the embeddings and every layer's output; attentions, every
+        layer's (B, N, T, T).
+        """
+        raise NotImplementedError

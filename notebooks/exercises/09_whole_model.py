@@ -1,0 +1,416 @@
+"""The whole model, of your own parts alone.
+
+Write the bodies, and check them from the top of the repository, one by one:
+
+    pytest --layer round_filters=notebooks/exercises/09_whole_model.py:round_filters tests
+    pytest --layer block_specs=notebooks/exercises/09_whole_model.py:block_specs tests
+    pytest --layer BatchNorm=notebooks/exercises/09_whole_model.py:BatchNorm tests
+    pytest --layer ConvNorm=notebooks/exercises/09_whole_model.py:ConvNorm tests
+    pytest --layer SqueezeExcite=notebooks/exercises/09_whole_model.py:SqueezeExcite tests
+    pytest --layer DropConnect=notebooks/exercises/09_whole_model.py:DropConnect tests
+    pytest --layer MBConv=notebooks/exercises/09_whole_model.py:MBConv tests
+    pytest --layer AlignVisionModel=notebooks/exercises/09_whole_model.py:AlignVisionModel tests
+    pytest --layer BertEmbeddings=notebooks/exercises/09_whole_model.py:BertEmbeddings tests
+    pytest --layer SelfAttention=notebooks/exercises/09_whole_model.py:SelfAttention tests
+    pytest --layer FeedForward=notebooks/exercises/09_whole_model.py:FeedForward tests
+    pytest --layer BertLayer=notebooks/exercises/09_whole_model.py:BertLayer tests
+    pytest --layer additive_mask=notebooks/exercises/09_whole_model.py:additive_mask tests
+    pytest --layer layer_head_masks=notebooks/exercises/09_whole_model.py:layer_head_masks tests
+    pytest --layer AlignTextModel=notebooks/exercises/09_whole_model.py:AlignTextModel tests
+    pytest --layer contrastive_loss=notebooks/exercises/09_whole_model.py:contrastive_loss tests
+    pytest --layer AlignModel=notebooks/exercises/09_whole_model.py:AlignModel tests
+
+or all that this file has:
+
+    pytest --layer notebooks/exercises/09_whole_model.py tests
+"""
+
+# ruff: noqa: F401
+from __future__ import annotations
+
+import math
+
+import torch
+import torch.nn as nn
+import torch.nn.functional as F
+from torch import Tensor
+
+from align_minimal.bert import check_text
+from align_minimal.checkpoint import PretrainedModel
+from align_minimal.config import AlignConfig, AlignTextConfig, AlignVisionConfig, get_activation
+from align_minimal.efficientnet import BlockSpec, check_pixel_values
+from align_minimal.outputs import ModelOutput
+
+
+def round_filters(channels: int, config: AlignVisionConfig) -> int:
+    """Channels scaled by the width coefficient, to a multiple of `depth_divisor`, never down by over 10%.
+
+    >>> round_filters(320, AlignVisionConfig(width_coefficient=2.0))
+    640
+    """
+    raise NotImplementedError
+
+
+def block_specs(config: AlignVisionConfig) -> list[BlockSpec]:
+    """The stage table, scaled and unrolled into blocks.
+
+    >>> specs = block_specs(AlignVisionConfig())
+    >>> len(specs), specs[0].in_channels, specs[-1].out_channels
+    (55, 64, 640)
+    """
+    raise NotImplementedError
+
+
+class BatchNorm(nn.BatchNorm2d):
+    """BatchNorm2d that takes `config.batch_norm_momentum` in Keras' sense.
+
+    Keras: running ← momentum·running + (1 − momentum)·batch. PyTorch's momentum is the batch's share,
+    hence 1 − momentum. The reference hands 0.99 to PyTorch as it is and so forgets 99% at every step.
+    """
+
+    def __init__(self, channels: int, config: AlignVisionConfig):
+        raise NotImplementedError
+
+
+class ConvNorm(nn.Module):
+    """Pad, convolve without a bias, normalize, and (where `activation` is given) activate.
+
+    (B, C_in, H, W) → (B, C_out, H', W'), with H' = H at stride 1 and ⌊H/2⌋ at stride 2 (⌈H/2⌉ if `centered`).
+
+    >>> layer = ConvNorm(3, 8, 3, AlignVisionConfig(), stride=2)
+    >>> layer(torch.zeros(1, 3, 9, 9)).shape
+    torch.Size([1, 8, 4, 4])
+    """
+
+    def __init__(
+        self,
+        in_channels: int,
+        out_channels: int,
+        kernel_size: int,
+        config: AlignVisionConfig,
+        *,
+        stride: int = 1,
+        groups: int = 1,
+        centered: bool = False,
+        activation=None,
+    ):
+        raise NotImplementedError
+
+    def forward(self, x: Tensor) -> Tensor:
+        raise NotImplementedError
+
+
+class SqueezeExcite(nn.Module):
+    """Weigh each channel by a gate computed from the means of all (Hu et al. 2018). (B, C, H, W) → the same.
+
+    `squeezed` is a quarter of the block's *input* channels, not of the expanded ones that are gated.
+
+    >>> SqueezeExcite(96, 4, torch.nn.functional.silu)(torch.zeros(2, 96, 5, 5)).shape
+    torch.Size([2, 96, 5, 5])
+    """
+
+    def __init__(self, channels: int, squeezed: int, activation):
+        raise NotImplementedError
+
+    def forward(self, x: Tensor) -> Tensor:
+        raise NotImplementedError
+
+
+class DropConnect(nn.Module):
+    """Zero a whole sample's branch with probability `rate`, in training; scale the others by 1/(1 − rate).
+
+    EfficientNet's code calls this drop connect; it is stochastic depth (Huang et al. 2016), and not the
+    DropConnect (Wan et al. 2013) that drops weights. The reference drops single elements (nn.Dropout).
+
+    >>> DropConnect(0.5).eval()(torch.ones(2, 1, 1, 1)).flatten()
+    tensor([1., 1.])
+    """
+
+    def __init__(self, rate: float):
+        raise NotImplementedError
+
+    def forward(self, x: Tensor) -> Tensor:
+        raise NotImplementedError
+
+
+class MBConv(nn.Module):
+    """Inverted bottleneck: expand 1×1, depthwise k×k, squeeze-excite, project 1×1, and the residual.
+
+    (B, C_in, H, W) → (B, C_out, H', W'), H' as in ConvNorm. Expansion is absent at ratio 1.
+
+    >>> config = AlignVisionConfig(width_coefficient=1.0)
+    >>> MBConv(block_specs(config)[4], config)(torch.zeros(2, 16, 8, 8)).shape
+    torch.Size([2, 24, 4, 4])
+    """
+
+    def __init__(self, spec: BlockSpec, config: AlignVisionConfig):
+        raise NotImplementedError
+
+    def forward(self, x: Tensor) -> Tensor:
+        raise NotImplementedError
+
+
+class AlignVisionModel(PretrainedModel):
+    """The image tower. (B, 3, H, W) → last_hidden_state (B, C, h, w), pooler_output (B, C).
+
+    C is round_filters(out_channels[-1]), which is the width of ALIGN's embedding. Weights start at
+    N(0, initializer_range); an untrained network in eval mode is numerically zero (B7: 1e-23, B0: 1e-25).
+
+    >>> config = AlignVisionConfig(width_coefficient=0.5, depth_coefficient=0.5)
+    >>> AlignVisionModel(config)(torch.zeros(2, 3, 64, 64)).pooler_output.shape
+    torch.Size([2, 160])
+    """
+
+    config_class = AlignVisionConfig
+    prefix = "vision_model."
+
+    def __init__(self, config: AlignVisionConfig):
+        raise NotImplementedError
+
+    def init_weights(self, module: nn.Module) -> None:
+        """N(0, initializer_range) for convolutions; BatchNorm keeps PyTorch's 1 and 0."""
+        raise NotImplementedError
+
+    def forward(
+        self,
+        pixel_values: Tensor | None = None,
+        output_hidden_states: bool | None = None,
+        return_dict: bool | None = None,
+    ) -> ModelOutput | tuple:
+        """hidden_states, where asked for, are the stem's output and every block's."""
+        raise NotImplementedError
+
+
+class BertEmbeddings(nn.Module):
+    """Word + token type (+ absolute position), normalized. ids (B, T), or vectors (B, T, H) → (B, T, H).
+
+    The position is the index in the row: padding counts. With relative positions none is added here.
+
+    >>> config = AlignTextConfig(vocab_size=9, hidden_size=8, num_attention_heads=2)
+    >>> BertEmbeddings(config)(torch.tensor([[2, 5, 3]])).shape
+    torch.Size([1, 3, 8])
+    """
+
+    def __init__(self, config: AlignTextConfig):
+        raise NotImplementedError
+
+    def forward(
+        self,
+        input_ids: Tensor | None = None,
+        token_type_ids: Tensor | None = None,
+        position_ids: Tensor | None = None,
+        inputs_embeds: Tensor | None = None,
+    ) -> Tensor:
+        raise NotImplementedError
+
+
+class SelfAttention(nn.Module):
+    """Multi-head attention, and the projection of its result. (B, T, H) → (B, T, H), weights (B, N, T, T).
+
+        softmax(q·kᵀ/√D + mask)·v, with (relative_key) q·E[l−r], and (relative_key_query) k·E[l−r] beside q·kᵀ
+        (Shaw et al. 2018; Huang et al. 2020)
+
+    `mask` (B, 1, 1 or T, T) is added to the scores; `head_mask` multiplies the weights after dropout.
+
+    >>> config = AlignTextConfig(hidden_size=8, num_attention_heads=2)
+    >>> output, weights = SelfAttention(config)(torch.zeros(1, 3, 8))
+    >>> output.shape, weights.shape
+    (torch.Size([1, 3, 8]), torch.Size([1, 2, 3, 3]))
+    """
+
+    def __init__(self, config: AlignTextConfig):
+        raise NotImplementedError
+
+    def forward(
+        self, x: Tensor, mask: Tensor | None = None, head_mask: Tensor | None = None
+    ) -> tuple[Tensor, Tensor]:
+        raise NotImplementedError
+
+    def relative_scores(self, q: Tensor, k: Tensor) -> Tensor:
+        """What the distance l − r from query l to key r adds to their score. (B, N, T, T)"""
+        raise NotImplementedError
+
+
+class FeedForward(nn.Module):
+    """Two linear layers with the activation between, on each token alone. (B, T, H) → (B, T, H).
+
+    >>> config = AlignTextConfig(hidden_size=8, num_attention_heads=2, intermediate_size=32)
+    >>> FeedForward(config)(torch.zeros(1, 3, 8)).shape
+    torch.Size([1, 3, 8])
+    """
+
+    def __init__(self, config: AlignTextConfig):
+        raise NotImplementedError
+
+    def forward(self, x: Tensor) -> Tensor:
+        raise NotImplementedError
+
+
+class BertLayer(nn.Module):
+    """Attention, then feed-forward, each added to its input *then* normalized (post-LN). (B, T, H) → same.
+
+    >>> config = AlignTextConfig(hidden_size=8, num_attention_heads=2)
+    >>> BertLayer(config)(torch.zeros(1, 3, 8))[0].shape
+    torch.Size([1, 3, 8])
+    """
+
+    def __init__(self, config: AlignTextConfig):
+        raise NotImplementedError
+
+    def forward(
+        self, x: Tensor, mask: Tensor | None = None, head_mask: Tensor | None = None
+    ) -> tuple[Tensor, Tensor]:
+        raise NotImplementedError
+
+
+def additive_mask(attention_mask: Tensor, dtype: torch.dtype) -> Tensor:
+    """1 = attend, 0 = not, as numbers to add to the scores. (B, T) → (B, 1, 1, T); (B, T, T) → (B, 1, T, T).
+
+    The smallest finite number, not −inf: a row that is masked throughout attends evenly rather than to NaN.
+
+    >>> additive_mask(torch.tensor([[1, 0]]), torch.float32).shape
+    torch.Size([1, 1, 1, 2])
+    """
+    raise NotImplementedError
+
+
+def layer_head_masks(head_mask: Tensor | None, config: AlignTextConfig) -> list[Tensor | None]:
+    """One mask (1, N, 1, 1) a layer, from (N,) for all layers alike or (layers, N); 1 keeps a head."""
+    raise NotImplementedError
+
+
+class AlignTextModel(PretrainedModel):
+    """The text tower. ids (B, T) → last_hidden_state (B, T, H), pooler_output (B, H).
+
+    The pooler is BERT's tanh layer on [CLS]. ALIGN does not use it: it takes last_hidden_state[:, 0].
+
+    >>> config = AlignTextConfig(vocab_size=9, hidden_size=8, num_attention_heads=2, num_hidden_layers=1)
+    >>> AlignTextModel(config)(torch.tensor([[2, 5, 3]])).last_hidden_state.shape
+    torch.Size([1, 3, 8])
+    """
+
+    config_class = AlignTextConfig
+    prefix = "text_model."
+
+    def __init__(self, config: AlignTextConfig, add_pooling_layer: bool = True):
+        raise NotImplementedError
+
+    def init_weights(self, module: nn.Module) -> None:
+        """N(0, initializer_range) for matrices, 0 for biases and the padding row."""
+        raise NotImplementedError
+
+    def forward(
+        self,
+        input_ids: Tensor | None = None,
+        attention_mask: Tensor | None = None,
+        token_type_ids: Tensor | None = None,
+        position_ids: Tensor | None = None,
+        head_mask: Tensor | None = None,
+        inputs_embeds: Tensor | None = None,
+        output_attentions: bool | None = None,
+        output_hidden_states: bool | None = None,
+        return_dict: bool | None = None,
+    ) -> ModelOutput | tuple:
+        """attention_mask: (B, T) or (B, T, T), 1 = attend. head_mask: (N,) or (layers, N), 1 = keep.
+
+        hidden_states, where asked for, are the embeddings and every layer's output; attentions, every
+        layer's (B, N, T, T).
+        """
+        raise NotImplementedError
+
+
+def contrastive_loss(
+    text_embeds: Tensor,
+    image_embeds: Tensor,
+    temperature: Tensor | float,
+    label_smoothing: float = 0.1,
+    tile: int | None = None,
+    distributed: bool = False,
+) -> Tensor:
+    """The mean of image-to-text and text-to-image cross-entropy. (B, D), (B, D) → scalar.
+
+    With x_i, y_i the embeddings of pair i's image and text, both L2-normalized, and σ the temperature:
+
+        (1)  L_i2t = −1/B Σ_i log[ exp(x_i·y_i/σ) / Σ_j exp(x_i·y_j/σ) ]
+        (2)  L_t2i = −1/B Σ_i log[ exp(y_i·x_i/σ) / Σ_j exp(y_i·x_j/σ) ]
+
+    The paper sums the two; as in the reference this is their mean, half of the paper's. σ divides, is shared,
+    and has no clamp. Label smoothing ε moves ε/B of the target to every text, so the loss cannot reach 0.
+
+    tile: never more than a tile × B block of logits in memory. distributed: negatives from every rank of the
+    default process group; each gets the loss of all pairs, and the mean of the ranks' gradients is its
+    gradient. Both are large_batch.py's; the numbers are those of the lines below.
+
+    Raises ValueError if shapes differ, label_smoothing is outside [0, 1], temperature is not above 0 or tile
+    is below 1; RuntimeError if distributed and there is no process group.
+
+    >>> pairs = torch.eye(4)
+    >>> contrastive_loss(pairs, pairs, temperature=1.0, label_smoothing=0.0)
+    tensor(0.7437)
+    """
+    raise NotImplementedError
+
+
+class AlignModel(PretrainedModel):
+    """Both towers, the text projection and the temperature; D = projection_dim is the image tower's width.
+
+    Raises ValueError if projection_dim differs from that width.
+
+    >>> _ = torch.manual_seed(0)
+    >>> model = AlignModel(AlignConfig.preset("emoji"))
+    >>> model(torch.tensor([[2, 7, 3]]), torch.rand(2, 3, 64, 64)).logits_per_image.shape
+    torch.Size([2, 1])
+    """
+
+    config_class = AlignConfig
+
+    def __init__(self, config: AlignConfig):
+        raise NotImplementedError
+
+    def get_text_features(
+        self,
+        input_ids: Tensor | None = None,
+        attention_mask: Tensor | None = None,
+        token_type_ids: Tensor | None = None,
+        position_ids: Tensor | None = None,
+        head_mask: Tensor | None = None,
+        inputs_embeds: Tensor | None = None,
+        output_attentions: bool | None = None,
+        output_hidden_states: bool | None = None,
+        return_dict: bool | None = None,
+    ) -> Tensor:
+        """The texts' embeddings, (B, D), not normalized: [CLS] projected. Arguments as AlignTextModel's.
+
+        The last three change nothing here; they stand in the documented signature.
+        """
+        raise NotImplementedError
+
+    def get_image_features(
+        self,
+        pixel_values: Tensor | None = None,
+        output_hidden_states: bool | None = None,
+        return_dict: bool | None = None,
+    ) -> Tensor:
+        """The images' embeddings, (B, D), not normalized. The last two arguments change nothing here."""
+        raise NotImplementedError
+
+    def forward(
+        self,
+        input_ids: Tensor | None = None,
+        pixel_values: Tensor | None = None,
+        attention_mask: Tensor | None = None,
+        token_type_ids: Tensor | None = None,
+        position_ids: Tensor | None = None,
+        head_mask: Tensor | None = None,
+        inputs_embeds: Tensor | None = None,
+        return_loss: bool | None = None,
+        output_attentions: bool | None = None,
+        output_hidden_states: bool | None = None,
+        return_dict: bool | None = None,
+    ) -> ModelOutput | tuple:
+        """Compare every text (B_t, T) with every image (B_i, 3, H, W).
+
+        → logits_per_image (B_i, B_t), logits_per_text, text_embeds (B_t, D) and image_embeds (B_i, D), both
+        normalized, the towers' own outputs, and, with return_loss (which needs B_t = B_i), the loss.
+        """
+        raise NotImplementedError

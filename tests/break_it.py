@@ -15,11 +15,12 @@ import difflib
 import importlib
 import io
 import multiprocessing
+import multiprocessing.connection
 import os
 import shutil
 import sys
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import pytest
@@ -82,32 +83,50 @@ def show_one(mutation: Mutation) -> int:
     return status != RED
 
 
-def prove_job(job: tuple[list[str], Mutation | None]) -> tuple[int, str]:
-    return prove(*job)
+def prove_and_exit(tests: Sequence[str], mutation: Mutation | None) -> None:
+    """`prove`, as a process of its own: its exit status is pytest's."""
+    status, output = prove(tests, mutation)
+    if mutation is None and status != GREEN:
+        print(output)
+    sys.exit(status)
 
 
-def show_all(jobs: int) -> int:
-    """Every mistake in a process of its own, `jobs` at a time, and the same tests without any.
+def run_processes(work: Sequence[tuple[list[str], Mutation | None]], jobs: int) -> Iterator[tuple]:
+    """(mistake, exit status) of each, as they end; `jobs` at a time.
 
-    Where processes can fork, each begins with the libraries imported, and with nothing of this project.
+    Where processes can fork, each begins with the libraries imported, and with nothing of this project. They
+    are no Pool's, whose workers may have no children: some tests start two processes.
     """
     can_fork = "fork" in multiprocessing.get_all_start_methods()
     for name in SLOW_TO_IMPORT if can_fork else ():
         with contextlib.suppress(ImportError):
             importlib.import_module(name)
+    context = multiprocessing.get_context("fork" if can_fork else None)
+    waiting, running = list(reversed(work)), {}
+    while waiting or running:
+        while waiting and len(running) < jobs:
+            job = waiting.pop()
+            process = context.Process(target=prove_and_exit, args=job)
+            process.start()
+            running[process.sentinel] = process, job[1]
+        for sentinel in multiprocessing.connection.wait(running):
+            process, mutation = running.pop(sentinel)
+            process.join()
+            yield mutation, process.exitcode
+
+
+def show_all(jobs: int) -> int:
+    """Every mistake in a process of its own, and the same tests without any."""
     unbroken = (list(dict.fromkeys(mutation.test for mutation in MUTATIONS)), None)
-    work = [unbroken, *(([mutation.test], mutation) for mutation in MUTATIONS)]
-    with multiprocessing.get_context("fork" if can_fork else None).Pool(jobs, maxtasksperchild=1) as pool:
-        results = pool.imap(prove_job, work)
-        green, output = next(results)
-        caught = 0
-        for mutation, (status, _) in zip(MUTATIONS, results, strict=True):
-            caught += status == RED
-            print(f"{verdict(status):<12}{mutation.name:<40}tests/{mutation.test}", flush=True)
-    print(f"{caught} of {len(MUTATIONS)} caught; unbroken, the same tests {'FAIL' if green else 'pass'}")
-    if green != GREEN:
-        print(output)
-    return caught < len(MUTATIONS) or green != GREEN
+    caught = green = 0
+    for mutation, status in run_processes([unbroken, *(([m.test], m) for m in MUTATIONS)], jobs):
+        if mutation is None:
+            green = status == GREEN
+            continue
+        caught += status == RED
+        print(f"{verdict(status):<12}{mutation.name:<40}tests/{mutation.test}", flush=True)
+    print(f"{caught} of {len(MUTATIONS)} caught; unbroken, the same tests {'pass' if green else 'FAIL'}")
+    return caught < len(MUTATIONS) or not green
 
 
 def main(argv: Sequence[str] | None = None) -> int:

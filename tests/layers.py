@@ -121,7 +121,11 @@ BLOCKS: dict[str, tuple[str, tuple[str, ...]]] = {
         ("test_lamb.py::test_every", "test_lamb.py::test_frozen", "test_lamb.py::test_the_groups"),
     ),
 }
-INSIDE = ("test_many_words_do_not_grow_the_memory_without_end",)  # of how ours does it, not of what it does
+# A reader's block need not check its arguments, be saved, or do inside what ours does: not its business are
+NOT_NUMERIC = re.compile(
+    "error|refused|named|cannot_take|names_the_nearest|needs|missing|warning|wrong_with|says_so|pickle|process_whole"
+    "|saved|saves|files_|png|animation|exif|upright|resumed|sparse|many_words"
+)
 
 
 @dataclass
@@ -238,7 +242,7 @@ def files(block: str) -> set[str]:
 def concerns(block: str, nodeid: str) -> bool:
     """Does the test called `nodeid` concern this block?"""
     name, _, parameters = nodeid.removeprefix("tests/").partition("[")
-    if name.endswith(INSIDE):
+    if NOT_NUMERIC.search(name.split("::")[-1]):
         return False
     starts = (test.split(" ") for test in BLOCKS[block][1])
     return any(name.startswith(start) and all(w in parameters for w in words) for start, *words in starts)
@@ -364,5 +368,5 @@ def summary(replacement: Replacement, failed: bool) -> str:
         return ""
     return (
         "On the smallest input it agrees with the package, in values and gradients; what failed above are\n"
-        "other shapes, options or wrong input.\n" + hints(replacement.block)
+        "other shapes or options.\n" + hints(replacement.block)
     )

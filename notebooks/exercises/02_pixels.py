@@ -79,6 +79,9 @@ def resize(x: np.ndarray, size: tuple[int, int], resample: int) -> np.ndarray:
 
     Whole numbers in 0–255 come back as uint8. Fractions in [0, 1] are cut down to 8 bits, resized, and come
     back as float32 in [0, 1]. ValueError for anything else.
+
+    >>> resize(np.zeros((9, 9, 3), np.uint8), (4, 6), Image.Resampling.BILINEAR).shape
+    (4, 6, 3)
     """
     raise NotImplementedError
 

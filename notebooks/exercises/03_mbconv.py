@@ -30,6 +30,9 @@ class BatchNorm(nn.BatchNorm2d):
 
     Keras: running ← momentum·running + (1 − momentum)·batch. PyTorch's momentum is the batch's share,
     hence 1 − momentum. The reference hands 0.99 to PyTorch as it is and so forgets 99% at every step.
+
+    >>> round(BatchNorm(8, AlignVisionConfig()).momentum, 3)
+    0.01
     """
 
     def __init__(self, channels: int, config: AlignVisionConfig):

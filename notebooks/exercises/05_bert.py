@@ -124,7 +124,11 @@ def additive_mask(attention_mask: Tensor, dtype: torch.dtype) -> Tensor:
 
 
 def layer_head_masks(head_mask: Tensor | None, config: AlignTextConfig) -> list[Tensor | None]:
-    """One mask (1, N, 1, 1) a layer, from (N,) for all layers alike or (layers, N); 1 keeps a head."""
+    """One mask (1, N, 1, 1) a layer, from (N,) for all layers alike or (layers, N); 1 keeps a head.
+
+    >>> layer_head_masks(torch.ones(12), AlignTextConfig())[0].shape
+    torch.Size([1, 12, 1, 1])
+    """
     raise NotImplementedError
 
 

@@ -66,6 +66,9 @@ class BatchNorm(nn.BatchNorm2d):
 
     Keras: running ← momentum·running + (1 − momentum)·batch. PyTorch's momentum is the batch's share,
     hence 1 − momentum. The reference hands 0.99 to PyTorch as it is and so forgets 99% at every step.
+
+    >>> round(BatchNorm(8, AlignVisionConfig()).momentum, 3)
+    0.01
     """
 
     def __init__(self, channels: int, config: AlignVisionConfig):
@@ -275,7 +278,11 @@ def additive_mask(attention_mask: Tensor, dtype: torch.dtype) -> Tensor:
 
 
 def layer_head_masks(head_mask: Tensor | None, config: AlignTextConfig) -> list[Tensor | None]:
-    """One mask (1, N, 1, 1) a layer, from (N,) for all layers alike or (layers, N); 1 keeps a head."""
+    """One mask (1, N, 1, 1) a layer, from (N,) for all layers alike or (layers, N); 1 keeps a head.
+
+    >>> layer_head_masks(torch.ones(12), AlignTextConfig())[0].shape
+    torch.Size([1, 12, 1, 1])
+    """
     raise NotImplementedError
 
 

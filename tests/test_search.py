@@ -24,7 +24,7 @@ checkpoint_64 = test_cli.checkpoint
 NAMES = ["a.png", "b.jpg", "c.webp", "deep/d.png", "deep/er/e.png"]
 
 
-ROUNDING = 1e-5  # of the towers in float32, some times over; pictures differ by a hundred times more
+ROUNDING = 1e-5  # of the towers in float32, several times over
 
 
 def draw(path: Path, seed: int) -> Path:
@@ -308,6 +308,13 @@ def test_two_folders_do_not_mix(capsys, checkpoint, pictures, tower, tmp_path):
             same(results, expected.best(expected.text("a dog")))
 
 
+def test_two_folders_keep_a_cache_each(capsys, checkpoint, pictures, tower, tmp_path):
+    draw(tmp_path / "others" / "a.png", seed=60)
+    for folder, new in ((pictures, 5), (tmp_path / "others", 1), (pictures, 0), (tmp_path / "others", 0)):
+        answers(capsys, folder, "a dog", "--model", checkpoint)
+        assert tower.seen() == new
+
+
 # ---- interrupted -------------------------------------------------------------------------------------------
 
 SLOW = """
@@ -348,6 +355,24 @@ def test_an_indexing_that_was_killed_or_interrupted_goes_on_where_it_was(checkpo
         assert whole[-1].embedded == tower.seen() == 150 - saved
         assert whole[-1].paths == sorted(folder.iterdir())
     torch.testing.assert_close(whole[0].embeds, whole[1].embeds, rtol=0, atol=ROUNDING)
+
+
+def test_what_was_embedded_since_the_last_save_is_saved_at_an_interruption(
+    checkpoint, pictures, tower, tmp_path, monkeypatch
+):
+    real = search.embed_images
+
+    def interrupted(*args):
+        results = real(*args)
+        yield next(results)
+        yield next(results)
+        raise KeyboardInterrupt
+
+    loaded = AlignModel.from_pretrained(checkpoint), AlignProcessor.from_pretrained(checkpoint)
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(search, "embed_images", interrupted)
+        ImageIndex(pictures, *loaded, tmp_path / "index")
+    assert ImageIndex(pictures, *loaded, tmp_path / "index").embedded == len(NAMES) - 2
 
 
 def test_an_end_between_the_two_files_leaves_nothing_wrong_for_good(
@@ -480,6 +505,14 @@ def test_a_folder_in_which_nothing_can_be_read_is_an_error(capsys, checkpoint, t
     assert (status, out) == (1, "") and "Traceback" not in err
     assert "one.png" in err and "two.png" in err
     assert err.splitlines()[-1] == f"align-minimal: {tmp_path}: no picture here could be read"
+
+
+def test_a_folder_in_which_nothing_can_be_read_any_more_is_the_same_error(capsys, checkpoint, pictures):
+    answers(capsys, pictures, "a dog", "--model", checkpoint)
+    for name in NAMES:
+        (pictures / name).write_bytes(b"no picture")
+    status, out, err = run(capsys, "search", pictures, "a dog", "--model", checkpoint)
+    assert (status, out) == (1, "") and err.endswith(f"{pictures}: no picture here could be read\n")
 
 
 def test_bad_usage_is_status_2(capsys, checkpoint, pictures):

@@ -171,7 +171,11 @@ def additive_mask(attention_mask: Tensor, dtype: torch.dtype) -> Tensor:
 
 
 def layer_head_masks(head_mask: Tensor | None, config: AlignTextConfig) -> list[Tensor | None]:
-    """One mask (1, N, 1, 1) a layer, from (N,) for all layers alike or (layers, N); 1 keeps a head."""
+    """One mask (1, N, 1, 1) a layer, from (N,) for all layers alike or (layers, N); 1 keeps a head.
+
+    >>> layer_head_masks(torch.ones(12), AlignTextConfig())[0].shape
+    torch.Size([1, 12, 1, 1])
+    """
     layers, heads = config.num_hidden_layers, config.num_attention_heads
     if head_mask is None:
         return [None] * layers
@@ -183,7 +187,12 @@ def layer_head_masks(head_mask: Tensor | None, config: AlignTextConfig) -> list[
 
 
 def check_ids(name: str, ids: Tensor | None, shape: tuple[int, ...], limit: int, what: str) -> None:
-    """TypeError or ValueError unless `ids` are whole numbers in [0, limit) that broadcast to `shape`."""
+    """TypeError or ValueError unless `ids` are whole numbers in [0, limit) that broadcast to `shape`.
+
+    >>> check_ids("input_ids", torch.tensor([[7, 99]]), (1, 2), 30, "the vocabulary")
+    Traceback (most recent call last):
+    ValueError: input_ids must lie in [0, 30), the vocabulary, but holds 99
+    """
     if ids is None:
         return
     if not isinstance(ids, Tensor) or ids.dtype not in (torch.int64, torch.int32):
@@ -197,7 +206,12 @@ def check_ids(name: str, ids: Tensor | None, shape: tuple[int, ...], limit: int,
 
 
 def check_text(config: AlignTextConfig, ids, mask, types, positions, embeds) -> None:
-    """TypeError or ValueError, naming argument, value and limit, for inputs that the tower cannot take."""
+    """TypeError or ValueError, naming argument, value and limit, for inputs that the tower cannot take.
+
+    >>> check_text(AlignTextConfig(), torch.zeros(1, 600, dtype=torch.long), None, None, None, None)
+    Traceback (most recent call last):
+    ValueError: input_ids has 600 tokens a text; max_position_embeddings allows 512
+    """
     if (ids is None) == (embeds is None):
         raise ValueError("give either input_ids or inputs_embeds" + (", not both" if ids is not None else ""))
     given, name, rank = (ids, "input_ids", 2) if embeds is None else (embeds, "inputs_embeds", 3)

@@ -36,7 +36,12 @@ def round_filters(channels: int, config: AlignVisionConfig) -> int:
 
 @dataclass
 class BlockSpec:
-    """One MBConv block: the numbers that distinguish it from its neighbours."""
+    """One MBConv block: the numbers that distinguish it from its neighbours.
+
+    >>> spec = block_specs(AlignVisionConfig())[4]  # the first of B7's second stage
+    >>> spec.in_channels, spec.out_channels, spec.stride, spec.residual
+    (32, 48, 2, False)
+    """
 
     kernel_size: int
     in_channels: int
@@ -91,6 +96,9 @@ class BatchNorm(nn.BatchNorm2d):
 
     Keras: running ← momentum·running + (1 − momentum)·batch. PyTorch's momentum is the batch's share,
     hence 1 − momentum. The reference hands 0.99 to PyTorch as it is and so forgets 99% at every step.
+
+    >>> round(BatchNorm(8, AlignVisionConfig()).momentum, 3)
+    0.01
     """
 
     def __init__(self, channels: int, config: AlignVisionConfig):
@@ -224,7 +232,12 @@ class MBConv(nn.Module):
 
 
 def check_pixel_values(pixel_values: Tensor, config: AlignVisionConfig) -> None:
-    """TypeError or ValueError unless `pixel_values` is a finite float tensor (B, num_channels, H, W)."""
+    """TypeError or ValueError unless `pixel_values` is a finite float tensor (B, num_channels, H, W).
+
+    >>> check_pixel_values(torch.zeros(3, 64, 64), AlignVisionConfig())
+    Traceback (most recent call last):
+    ValueError: pixel_values must be (batch, 3, height, width), not (3, 64, 64)
+    """
     if not isinstance(pixel_values, Tensor) or not pixel_values.is_floating_point():
         kind = pixel_values.dtype if isinstance(pixel_values, Tensor) else type(pixel_values).__name__
         raise TypeError(f"pixel_values must be a float tensor, not {kind}")

@@ -67,6 +67,9 @@ def read_tensors(path: Path) -> dict[str, Tensor]:
 
     Raises ValueError naming the file if it is cut or broken, or if a pickle holds anything but tensors
     (PyTorch's restricted unpickler reads it: code in it is never run).
+
+    >>> read_tensors(find_file("emoji", "model.safetensors"))["text_projection.weight"].shape
+    torch.Size([160, 128])
     """
     try:
         if path.suffix == ".safetensors":
@@ -88,7 +91,11 @@ def read_tensors(path: Path) -> dict[str, Tensor]:
 
 
 def first_few(names: list[str], count: int = 3) -> str:
-    """A list as a person reads it: the first few, and how many more."""
+    """A list as a person reads it: the first few, and how many more.
+
+    >>> first_few(["a", "b", "c", "d", "e"])
+    'a, b, c and 2 more'
+    """
     more = f" and {len(names) - count} more" if len(names) > count else ""
     return ", ".join(names[:count]) + more
 
@@ -98,6 +105,11 @@ def load_weights(model: nn.Module, path: Path, prefix: str = "") -> None:
 
     `prefix` names the part of a full ALIGN checkpoint that `model` is; keys outside it are left alone.
     Raises ValueError naming the file and the keys that are missing, unexpected or of another shape.
+
+    >>> projection = nn.Linear(128, 160, device="meta")
+    >>> load_weights(projection, find_file("emoji", "model.safetensors"), prefix="text_projection.")
+    >>> projection.weight.shape, projection.weight.device
+    (torch.Size([160, 128]), device(type='cpu'))
     """
     tensors = read_tensors(path)
     if any(key.startswith(prefix) for key in tensors):
@@ -125,7 +137,12 @@ def load_weights(model: nn.Module, path: Path, prefix: str = "") -> None:
 
 
 class SkipInit(TorchFunctionMode):
-    """Inside it, torch.nn.init leaves tensors as they are. (On the meta device one normal_ costs seconds.)"""
+    """Inside it, torch.nn.init leaves tensors as they are. (On the meta device one normal_ costs seconds.)
+
+    >>> with SkipInit():
+    ...     nn.init.normal_(torch.zeros(3))
+    tensor([0., 0., 0.])
+    """
 
     def __torch_function__(self, func, types, args=(), kwargs=None):
         if getattr(func, "__module__", None) == "torch.nn.init":
@@ -134,7 +151,13 @@ class SkipInit(TorchFunctionMode):
 
 
 class PretrainedModel(nn.Module):
-    """An nn.Module with a configuration, that loads from and saves to a checkpoint folder."""
+    """An nn.Module with a configuration, that loads from and saves to a checkpoint folder.
+
+    >>> from align_minimal import AlignModel
+    >>> model = AlignModel.from_pretrained("emoji")
+    >>> isinstance(model, PretrainedModel), model.config.projection_dim, model.training
+    (True, 160, False)
+    """
 
     config_class: ClassVar[type]
     prefix: ClassVar[str] = ""  # of this module's keys inside a full ALIGN checkpoint

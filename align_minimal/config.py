@@ -45,7 +45,12 @@ def get_activation(name: str | Callable) -> Callable:
 
 
 def check_keywords(owner: str, keywords: Iterable[str], known: Iterable[str]) -> None:
-    """TypeError that names the nearest of the known keywords, for the first that is not among them."""
+    """TypeError that names the nearest of the known keywords, for the first that is not among them.
+
+    >>> check_keywords("AlignTextConfig", ["hiden_size"], ["vocab_size", "hidden_size"])
+    Traceback (most recent call last):
+    TypeError: AlignTextConfig has no keyword 'hiden_size'; the nearest is 'hidden_size'
+    """
     known = list(known)
     for keyword in keywords:
         if keyword not in known:
@@ -54,7 +59,11 @@ def check_keywords(owner: str, keywords: Iterable[str], known: Iterable[str]) ->
 
 
 class Config:
-    """What the three configurations share: keyword checks, and `config.json` both ways."""
+    """What the three configurations share: keyword checks, and `config.json` both ways.
+
+    >>> AlignTextConfig.from_dict(AlignTextConfig(hidden_size=24).to_dict()).hidden_size
+    24
+    """
 
     model_type: ClassVar[str]
     part_of_align: ClassVar[str | None] = None  # the key of this configuration inside a full ALIGN's

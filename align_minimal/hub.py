@@ -19,7 +19,11 @@ CHECKPOINT_FILES = "config.json, model.safetensors, vocab.txt, preprocessor_conf
 
 
 def weights_folder() -> Path:
-    """`weights/` of a wheel (inside the package) or of a checkout (beside it)."""
+    """`weights/` of a wheel (inside the package) or of a checkout (beside it).
+
+    >>> weights_folder().name
+    'weights'
+    """
     package = Path(__file__).resolve().parent
     installed = package / "weights"
     return installed if installed.is_dir() else package.parent / "weights"
@@ -30,6 +34,9 @@ def find_file(name: str | Path, *filenames: str) -> Path:
 
     Raises FileNotFoundError naming the folder and the files, or, for a hub name that cannot be fetched,
     what to download and where to put it.
+
+    >>> find_file("emoji", "config.json").parts[-3:]
+    ('weights', 'emoji', 'config.json')
     """
     for folder in (Path(name), weights_folder() / name):
         if folder.is_dir():
@@ -67,7 +74,11 @@ def _fetch(name: str, filenames: tuple[str, ...]) -> Path:
 
 
 def read_json(path: Path) -> dict:
-    """The JSON object in `path`; ValueError naming the file if it holds anything else."""
+    """The JSON object in `path`; ValueError naming the file if it holds anything else.
+
+    >>> read_json(find_file("emoji", "config.json"))["model_type"]
+    'align'
+    """
     try:
         content = json.loads(Path(path).read_text(encoding="utf-8"))
     except ValueError as error:  # broken JSON, or bytes that are not UTF-8
@@ -78,13 +89,25 @@ def read_json(path: Path) -> dict:
 
 
 def write_json(path: Path, content: dict) -> None:
-    """Write `content` to `path` atomically, keys sorted, as Hugging Face does."""
+    """Write `content` to `path` atomically, keys sorted, as Hugging Face does.
+
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     write_json(Path(folder, "a.json"), {"b": 1, "a": 2})
+    ...     read_json(Path(folder, "a.json"))
+    {'a': 2, 'b': 1}
+    """
     text = json.dumps(content, indent=2, sort_keys=True) + "\n"
     write_atomically(path, lambda temporary: temporary.write_text(text, encoding="utf-8"))
 
 
 def write_atomically(path: Path, write: Callable[[Path], object]) -> None:
-    """Call `write(temporary)` on a file beside `path`, then rename it onto `path`. Makes missing folders."""
+    """Call `write(temporary)` on a file beside `path`, then rename it onto `path`. Makes missing folders.
+
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     write_atomically(Path(folder, "new", "a.txt"), lambda temporary: temporary.write_text("whole"))
+    ...     Path(folder, "new", "a.txt").read_text()
+    'whole'
+    """
     path = Path(path)
     if path.parent.exists() and not path.parent.is_dir():
         raise NotADirectoryError(f"{path.parent}: not a folder")

@@ -43,7 +43,11 @@ CLEAN_UP = (" .", " ?", " !", " ,", " ' ", " n't", " 'm", " 's", " 've", " 're")
 
 
 def read_vocabulary(path: Path) -> list[str]:
-    """The tokens of vocab.txt, one a line, or of a tokenizer.json. ValueError naming the file."""
+    """The tokens of vocab.txt, one a line, or of a tokenizer.json. ValueError naming the file.
+
+    >>> read_vocabulary(find_file("emoji", "vocab.txt"))[:5]
+    ['[PAD]', '[UNK]', '[CLS]', '[SEP]', '[MASK]']
+    """
     if not path.is_file():
         raise FileNotFoundError(f"{path}: no such vocabulary file")
     if path.suffix == ".json":
@@ -59,7 +63,12 @@ def read_vocabulary(path: Path) -> list[str]:
 
 
 def check_vocabulary(source: str, tokens: Sequence[str], special: Iterable[str]) -> None:
-    """ValueError naming `source` if the tokens repeat themselves or lack a special one."""
+    """ValueError naming `source` if the tokens repeat themselves or lack a special one.
+
+    >>> check_vocabulary("vocab.txt", ["[PAD]", "a", "a"], special=["[PAD]"])
+    Traceback (most recent call last):
+    ValueError: vocab.txt: line 3 repeats 'a' of line 2
+    """
     if not any(tokens):
         raise ValueError(f"{source}: an empty vocabulary")
     seen: dict[str, int] = {}
@@ -451,7 +460,11 @@ def truncate(a: list[int], b: list[int] | None, room: int, strategy: str, limit:
 
 
 def as_tensors(batch: Batch, kind: str) -> Batch:
-    """Lists (B, T) → torch ("pt") or numpy ("np") int64, (B, T)."""
+    """Lists (B, T) → torch ("pt") or numpy ("np") int64, (B, T).
+
+    >>> as_tensors(Batch(input_ids=[[2, 5, 3], [2, 6, 3]]), "pt").input_ids.shape
+    torch.Size([2, 3])
+    """
     if kind not in ("pt", "np"):
         raise ValueError(f"return_tensors={kind!r} is not one of 'pt', 'np'")
     if len({len(row) for row in batch["input_ids"]}) > 1:

@@ -31,7 +31,11 @@ CHINESE = (  # first and last code point of the blocks whose characters are word
 
 
 class CharacterMap(dict):
-    """A table for str.translate that asks `rule(character)` once for each character it meets."""
+    """A table for str.translate that asks `rule(character)` once for each character it meets.
+
+    >>> "cat".translate(CharacterMap(lambda c: "" if c == "a" else c.upper()))
+    'CT'
+    """
 
     def __init__(self, rule: Callable[[str], str]):
         super().__init__()
@@ -159,6 +163,10 @@ class PairCounts:
 
     Pieces and pairs are numbered as they are met. The counts lie in flat arrays, so that numpy can score all
     pairs at once: a merge changes freq(a) and freq(b), and so the score of every pair that holds a or b.
+
+    >>> pairs = PairCounts({"at": 5, "an": 1, "qu": 2})
+    >>> pairs.merge(pairs.best(min_frequency=1, share=0))  # q and u occur only together
+    'qu'
     """
 
     def __init__(self, words: Mapping[str, int]):

@@ -135,6 +135,9 @@ def resize(x: np.ndarray, size: tuple[int, int], resample: int) -> np.ndarray:
 
     Whole numbers in 0–255 come back as uint8. Fractions in [0, 1] are cut down to 8 bits, resized, and come
     back as float32 in [0, 1]. ValueError for anything else.
+
+    >>> resize(np.zeros((9, 9, 3), np.uint8), (4, 6), Image.Resampling.BILINEAR).shape
+    (4, 6, 3)
     """
     fractions = False
     if x.dtype != np.uint8:
@@ -387,6 +390,9 @@ def load_image(path: str | os.PathLike) -> Image.Image:
 
     Raises FileNotFoundError where there is none, and ValueError, naming the file, for a folder, an empty,
     broken or unknown file, and one of more pixels than Pillow thinks safe (`Image.MAX_IMAGE_PIXELS`).
+
+    >>> load_image("weights/samples/apple.png").mode
+    'RGB'
     """
     return to_rgb(open_image(path, path))
 
@@ -395,6 +401,9 @@ def open_image(source: str | os.PathLike | bytes, name: str | os.PathLike) -> Im
     """A picture in its own mode, upright and whole in memory, from a file or from a file's bytes.
 
     Raises as load_image does; `name` is what the message calls it.
+
+    >>> open_image("weights/samples/apple.png", "apple").mode
+    'P'
     """
     try:
         in_memory = isinstance(source, bytes)

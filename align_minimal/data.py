@@ -40,7 +40,11 @@ from .tokenizer import BertTokenizer
 
 @dataclass(frozen=True)
 class Pair:
-    """An image and its alt-texts. Two pairs of one `concept`, or one `name`, never meet in a batch."""
+    """An image and its alt-texts. Two pairs of one `concept`, or one `name`, never meet in a batch.
+
+    >>> Pair("cat.png", Path("cat.png"), ("a cat", "my cat"), concept="cat").mirror
+    True
+    """
 
     name: str  # the file, or shard and key: what messages call it
     image: Path | bytes
@@ -53,7 +57,11 @@ class Pair:
 
 
 def metadata_file(folder: Path) -> Path | None:
-    """What makes a folder an imagefolder: its metadata.jsonl, or else its metadata.csv; None without."""
+    """What makes a folder an imagefolder: its metadata.jsonl, or else its metadata.csv; None without.
+
+    >>> metadata_file(Path("weights/samples")) is None
+    True
+    """
     return next((p for p in (folder / "metadata.jsonl", folder / "metadata.csv") if p.exists()), None)
 
 
@@ -65,6 +73,12 @@ def read_folder(folder: Path, columns: Sequence[str] = ("text",)) -> list[Pair]:
     A file_name may lead through a symbolic link: whoever owns the folder made it, not the metadata.
     Raises ValueError naming file and line: nothing in it, malformed, a missing column, a path that leaves
     the folder, a text that is empty.
+
+    >>> import tempfile
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     _ = Path(folder, "metadata.csv").write_text("file_name,text\\ncat.png,a cat\\n")
+    ...     [pair.texts for pair in read_folder(Path(folder))]
+    [('a cat',)]
     """
     path = metadata_file(folder)
     if not path.is_file():
@@ -157,6 +171,15 @@ def read_shards(shards: Sequence[Path]) -> Iterator[Pair]:
     The files of a pair follow each other and differ in what comes after the last dot of their names. The text
     is KEY.txt, or `text` or `caption` in KEY.json, where `concept` and `mirror` may also stand. What has no
     image or no text, and the rest of a broken shard, is passed over with a warning.
+
+    >>> import tempfile
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     _ = Path(folder, "cat.txt").write_text("a cat")
+    ...     with tarfile.open(f"{folder}/0.tar", "w") as tar:
+    ...         tar.add("weights/samples/cat.jpg", "cat.jpg")
+    ...         tar.add(f"{folder}/cat.txt", "cat.txt")
+    ...     [pair.texts for pair in read_shards([Path(folder, "0.tar")])]
+    [('a cat',)]
     """
     for shard in shards:
         try:
@@ -215,6 +238,12 @@ class Pairs:
     `paths`: imagefolders, tar files, or folders of tar files; folders of pairs are kept in memory (the texts,
     not the pictures), shards are streamed. Raises FileNotFoundError, or ValueError for what holds no pairs
     and for folders beside shards.
+
+    >>> import tempfile
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     _ = Path(folder, "metadata.csv").write_text("file_name,text\\n1.png,a cat\\n2.png,a dog\\n")
+    ...     sorted(pair.texts for pair in Pairs([folder]).shuffled(random.Random(0)))
+    [('a cat',), ('a dog',)]
     """
 
     BUFFER = 2048  # pairs of a stream that are mixed with each other
@@ -270,7 +299,15 @@ class Pairs:
 
 
 def find_shards(path: Path) -> list[Path]:
-    """`path` itself if it is a tar file, or the tar files in it, sorted."""
+    """`path` itself if it is a tar file, or the tar files in it, sorted.
+
+    >>> import tempfile
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     for name in ("1.tar", "0.tar", "notes.txt"):
+    ...         Path(folder, name).touch()
+    ...     [path.name for path in find_shards(Path(folder))]
+    ['0.tar', '1.tar']
+    """
     suffixes = (".tar", ".tar.gz", ".tgz")
     if path.is_file() and path.name.endswith(suffixes):
         return [path]
@@ -326,6 +363,11 @@ def grams(text: str) -> list[str]:
 class Filters:
     """The filters of section 3 for a set of pairs, on which it counts first. A call gives the pair that
     remains, or None; `dropped` counts the reasons.
+
+    >>> pair = Pair("dog.jpg", b"", ("my dog", "a dog in the snow"))
+    >>> keep = Filters([pair])
+    >>> keep(pair).texts, dict(keep.dropped)
+    (('a dog in the snow',), {'texts of fewer than 3 or more than 20 words': 1})
     """
 
     def __init__(self, pairs: Iterable[Pair]):
@@ -389,6 +431,10 @@ def epoch_batches(pairs: Iterable[Pair], size: int) -> Iterator[list[Pair]]:
     next epoch's shuffle, unless no batch at all would be full: then all are given as they are.
 
     A pair goes into the first open batch that has room and neither its image nor its concept.
+
+    >>> pairs = [Pair(name, b"", ("a letter",)) for name in "aabcd"]
+    >>> [[pair.name for pair in batch] for batch in epoch_batches(pairs, 2)]  # d waits
+    [['a', 'b'], ['a', 'c']]
     """
     open_batches: defaultdict[int, list[Pair]] = defaultdict(list)
     after: dict[tuple[str, str], int] = {}  # image or concept → the first batch that can take another
@@ -418,7 +464,13 @@ def _keys(pair: Pair) -> list[tuple[str, str]]:
 
 
 def batches(pairs: Pairs, size: int, seed: int) -> Iterator[list[Pair]]:
-    """Epoch after epoch without end, each in an order of its own; ValueError if there is nothing at all."""
+    """Epoch after epoch without end, each in an order of its own; ValueError if there is nothing at all.
+
+    >>> pairs = Pairs([])
+    >>> pairs.pairs = [Pair(name, b"", ("a letter",)) for name in "abcd"]
+    >>> [len(batch) for batch in itertools.islice(batches(pairs, 2, seed=0), 5)]
+    [2, 2, 2, 2, 2]
+    """
     for epoch in itertools.count():
         some = False
         for some in epoch_batches(pairs.shuffled(random.Random(f"{seed} {epoch}")), size):
@@ -433,7 +485,12 @@ RESIZE = 346 / 289  # section 5: resized to 346 × 346, of which 289 × 289 are 
 
 
 def crop_and_flip(pixels: Tensor, size: int, flip: Tensor, draw: torch.Generator) -> Tensor:
-    """The paper's augmentation: a random crop, mirrored where `flip`. (B, C, R, R) → (B, C, size, size)"""
+    """The paper's augmentation: a random crop, mirrored where `flip`. (B, C, R, R) → (B, C, size, size)
+
+    >>> flip = torch.tensor([True, False])
+    >>> crop_and_flip(torch.zeros(2, 3, 10, 10), 8, flip, torch.Generator()).shape
+    torch.Size([2, 3, 8, 8])
+    """
     room = pixels.shape[-1] - size + 1
     tops, lefts = torch.randint(room, (2, len(pixels)), generator=draw).tolist()
     crops = [x[:, t : t + size, s : s + size] for x, t, s in zip(pixels, tops, lefts, strict=True)]
@@ -445,6 +502,10 @@ def distort(pixels: Tensor, size: int, flip: Tensor, draw: torch.Generator) -> T
     """For small sets of drawings: turned, stretched, sheared, moved, tinted, blurred, on any background.
 
     (B, 4, R, R) red, green, blue times alpha, and alpha, in [0, 255] → (B, 3, size, size) in [0, 255].
+
+    >>> flip = torch.tensor([True, False])
+    >>> distort(torch.zeros(2, 4, 10, 10), 8, flip, torch.Generator()).shape
+    torch.Size([2, 3, 8, 8])
     """
     count = len(pixels)
 
@@ -478,6 +539,11 @@ AUGMENTATIONS = {"paper": ("RGB", crop_and_flip), "drawings": ("RGBa", distort)}
 class Prepare:
     """Pairs → what a step of training takes. A call gives a Batch: pixel_values (B, 3, size, size) float32,
     input_ids and attention_mask (B, T), names, and unreadable, a list of messages about images left out.
+
+    >>> prepare = Prepare(EfficientNetImageProcessor(size=32), BertTokenizer.train(["a cat"], 30))
+    >>> batch = prepare([Pair("cat", Path("weights/samples/cat.jpg"), ("a cat",))], seed="0")
+    >>> batch.pixel_values.shape, batch.input_ids.shape  # [CLS] a c ##a ##t [SEP]
+    (torch.Size([1, 3, 32, 32]), torch.Size([1, 6]))
     """
 
     image_processor: EfficientNetImageProcessor
@@ -547,6 +613,13 @@ class BatchStream(IterableDataset):
     """Step after step from `start`, the share of this rank, prepared; for a DataLoader with batch_size None.
 
     Worker w of W prepares every W-th step, in the order in which the DataLoader asks for them.
+
+    >>> prepare = Prepare(EfficientNetImageProcessor(size=32), BertTokenizer.train(["a cat"], 30))
+    >>> pairs = Pairs([])
+    >>> pairs.pairs = [Pair(c, Path("weights/samples/cat.jpg"), ("a cat",)) for c in "abcd"]
+    >>> steps = itertools.islice(BatchStream(pairs, prepare, batch_size=2, seed=0), 3)
+    >>> [tuple(batch.pixel_values.shape) for batch in steps]
+    [(2, 3, 32, 32), (2, 3, 32, 32), (2, 3, 32, 32)]
     """
 
     def __init__(

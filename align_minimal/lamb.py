@@ -109,6 +109,11 @@ def parameter_groups(model: nn.Module, weight_decay: float) -> list[dict]:
     Nor has the temperature σ. A scalar's u is ±‖u‖, so the ratio would leave only its sign: σ ← σ(1 ∓ lr).
     From 1.0 to 1/64 such steps need Σ lr ≥ ln 64 = 4.16, about 9,100 steps of the paper's warm-up; without
     the ratio a step is about lr itself, and Σ lr ≈ 1 will do.
+
+    >>> from align_minimal import AlignConfig, AlignModel
+    >>> groups = parameter_groups(AlignModel(AlignConfig.preset("emoji")), weight_decay=1e-5)
+    >>> [(group["name"], group["weight_decay"], group["trust_ratio"]) for group in groups]
+    [('weights', 1e-05, True), ('batch_norm', 0.0, False), ('temperature', 0.0, False)]
     """
     in_batch_norm = {p for m in model.modules() if isinstance(m, nn.BatchNorm2d) for p in m.parameters()}
     members: dict[str, list[nn.Parameter]] = {"weights": [], "batch_norm": [], "temperature": []}

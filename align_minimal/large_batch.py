@@ -40,7 +40,14 @@ def tiles(start: int, length: int, tile: int) -> list[slice]:
 
 
 def add_exponentials(s: Tensor, dim: int, m: Tensor, z: Tensor) -> None:
-    """Take one block of logits into the running maximum m and sum z = Σ exp(s − m) along `dim`, in place."""
+    """Take one block of logits into the running maximum m and sum z = Σ exp(s − m) along `dim`, in place.
+
+    >>> m, z = torch.tensor([-torch.inf]), torch.zeros(1)
+    >>> for block in torch.tensor([[[1.0, 2.0]], [[5.0, 0.0]]]):
+    ...     add_exponentials(block, 1, m, z)
+    >>> m + z.log(), torch.tensor([[1.0, 2.0, 5.0, 0.0]]).logsumexp(1)
+    (tensor([5.0722]), tensor([5.0722]))
+    """
     larger = torch.maximum(m, s.amax(dim))
     z.mul_(torch.exp(m - larger)).add_((s - larger.unsqueeze(dim)).exp_().sum(dim))
     m.copy_(larger)
@@ -54,6 +61,10 @@ class TiledLoss(torch.autograd.Function):
 
     with P the softmax along rows, Q along columns, q_ij = ε/N, and 1 − ε more where i = j. Division by σ is
     left outside, to autograd. `sizes` are the ranks' numbers of pairs; just [b] if there is one process.
+
+    >>> pairs = torch.eye(4)
+    >>> TiledLoss.apply(pairs, pairs, 0.1, 3, [4], 0)  # ε, the tile's size, `sizes` and this rank
+    tensor(0.8187)
     """
 
     @staticmethod
@@ -116,6 +127,9 @@ def gather(y: Tensor, sizes: list[int], rank: int) -> Tensor:
 
     As a sum of tensors that are zero outside a rank's own rows, because ranks may hold different numbers of
     them; for the same reason `backward` above sums, and takes its own rows.
+
+    >>> gather(torch.zeros(4, 2), sizes=[4], rank=0).shape  # one process
+    torch.Size([4, 2])
     """
     if len(sizes) == 1:
         return y
@@ -162,7 +176,11 @@ def tiled_loss(
 
 
 def random_state(device: torch.device) -> list[Tensor]:
-    """The generators' states that a pass on `device` draws from: the CPU's, and the device's own."""
+    """The generators' states that a pass on `device` draws from: the CPU's, and the device's own.
+
+    >>> len(random_state(torch.device("cpu")))
+    1
+    """
     if device.type == "cuda":
         return [torch.get_rng_state(), torch.cuda.get_rng_state(device)]
     if device.type == "mps":
@@ -171,7 +189,14 @@ def random_state(device: torch.device) -> list[Tensor]:
 
 
 def set_random_state(device: torch.device, state: list[Tensor]) -> None:
-    """Put back what `random_state` returned."""
+    """Put back what `random_state` returned.
+
+    >>> cpu = torch.device("cpu")
+    >>> state, drawn = random_state(cpu), torch.rand(3)
+    >>> set_random_state(cpu, state)
+    >>> torch.equal(torch.rand(3), drawn)
+    True
+    """
     torch.set_rng_state(state[0])
     if device.type == "cuda":
         torch.cuda.set_rng_state(state[1], device)
@@ -191,6 +216,15 @@ def backward_in_chunks(
     Σ_chunks dL/de · de/dθ, and BatchNorm's batch is the chunk.
 
     Raises ValueError if there are no chunks.
+
+    >>> class Towers(nn.Linear):
+    ...     def forward(self, x):
+    ...         return super().forward(x), x, torch.tensor(1.0)
+    >>> towers = Towers(4, 4)
+    >>> def loss(text, image, temperature):
+    ...     return (text * image).sum() / temperature
+    >>> backward_in_chunks(towers, torch.eye(4).split(3), loss).shape, towers.bias.grad
+    (torch.Size([]), tensor([1., 1., 1., 1.]))
     """
     if len(chunks) == 0:
         raise ValueError("backward_in_chunks needs at least one chunk")

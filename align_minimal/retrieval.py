@@ -59,6 +59,11 @@ def embed_images(
 
     `images`: names with files, or files' contents. Puts the model in eval mode. Raises ValueError for
     images that differ in size once they are processed.
+
+    >>> model, processor = AlignModel.from_pretrained("emoji"), AlignProcessor.from_pretrained("emoji")
+    >>> [(name, embed)] = embed_images(model, processor, [("dog", Path("weights/samples/dog.png"))])
+    >>> name, embed.shape
+    ('dog', torch.Size([160]))
     """
     model.eval()
 
@@ -80,6 +85,9 @@ def readable(
 ) -> Iterator[tuple[str, Tensor]]:
     """The embeddings among `embed_images`' results; a warning for each image that could not be read, and
     their count. Raises the error itself for a name in `named`; ValueError for none at all, if `required`.
+
+    >>> [(name, embed.shape) for name, embed in readable([("dog", torch.zeros(160))])]
+    [('dog', torch.Size([160]))]
     """
     total, errors = 0, []
     for name, result in results:
@@ -161,6 +169,10 @@ def count_competitors(
 
     (Q, D), (C, D), both normalized, (Q,), (C,) → three times (Q,). A candidate is right for a query if both
     belong to the same image. Never more than block × C scores in memory.
+
+    >>> same, image = torch.ones(3, 1), torch.arange(3)
+    >>> count_competitors(same, same, image, image, block=2)  # none above, two wrong ties, itself
+    (tensor([0, 0, 0]), tensor([2, 2, 2]), tensor([1, 1, 1]))
     """
     counts = []
     wide = candidates.double()
@@ -197,7 +209,12 @@ def expected_recall(above: Tensor, wrong: Tensor, right: Tensor, k: int) -> floa
 
 
 def check_pairs(image_embeds: Tensor, text_embeds: Tensor, text_image: Tensor) -> None:
-    """ValueError unless the embeddings are finite and of one width, and every image has a text."""
+    """ValueError unless the embeddings are finite and of one width, and every image has a text.
+
+    >>> check_pairs(torch.eye(2), torch.eye(2), text_image=torch.tensor([0, 0]))
+    Traceback (most recent call last):
+    ValueError: image 1 has no text
+    """
     if image_embeds.ndim != 2 or text_embeds.ndim != 2 or image_embeds.shape[1] != text_embeds.shape[1]:
         shapes = f"{tuple(image_embeds.shape)} and {tuple(text_embeds.shape)}"
         raise ValueError(f"image_embeds and text_embeds must be (N, width) and (M, width), not {shapes}")
@@ -261,6 +278,12 @@ def evaluate(model: AlignModel, processor: AlignProcessor, pairs: Iterable, batc
     Pairs of one name are one image with all their texts. Images that cannot be read are left out with a
     warning. → {"images": N, "texts": M, "image_to_text": {"R@1": …}, "text_to_image": {…}}. Puts the model
     in eval mode. Raises ValueError if no image can be read.
+
+    >>> from align_minimal.data import Pair
+    >>> model, processor = AlignModel.from_pretrained("emoji"), AlignProcessor.from_pretrained("emoji")
+    >>> pairs = [Pair(name, Path(f"weights/samples/{name}.png"), (name,)) for name in ("dog", "fish")]
+    >>> evaluate(model, processor, pairs)["text_to_image"]
+    {'R@1': 1.0, 'R@5': 1.0, 'R@10': 1.0}
     """
     texts: dict[str, dict[str, None]] = {}  # by image, each text once
 
@@ -280,7 +303,13 @@ def evaluate(model: AlignModel, processor: AlignProcessor, pairs: Iterable, batc
 
 
 def print_recall(result: dict) -> None:
-    """What `evaluate` returns, for a person."""
+    """What `evaluate` returns, for a person.
+
+    >>> print_recall({"images": 4, "texts": 8, "image_to_text": {"R@1": 0.5}, "text_to_image": {"R@1": 0.25}})
+    4 images, 8 texts
+      image to text: R@1 0.500
+      text to image: R@1 0.250
+    """
     print(f"{result['images']:,} images, {result['texts']:,} texts")
     for direction in ("image_to_text", "text_to_image"):
         values = "  ".join(f"{k} {v:.3f}" for k, v in result[direction].items())

@@ -39,7 +39,12 @@ TEMPLATES = (
 
 
 def check_labels(labels: Sequence[str], templates: Sequence[str]) -> None:
-    """ValueError for no label, an empty label, one that is there twice, or a template without {}."""
+    """ValueError for no label, an empty label, one that is there twice, or a template without {}.
+
+    >>> check_labels(["dog", "dog"], ["a {}"])
+    Traceback (most recent call last):
+    ValueError: label 'dog' is there twice
+    """
     if not labels:
         raise ValueError("no labels: give at least one")
     seen: set[str] = set()
@@ -105,6 +110,12 @@ def read_labels(path: Path) -> dict[str, str]:
     """A labels file: a label a line, or `class<TAB>label` where folders are called otherwise. class → label.
 
     Empty lines are passed over. Raises ValueError naming file and line.
+
+    >>> import tempfile
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     _ = Path(folder, "labels.txt").write_text("cat\\nn02084071\\tdog\\n")
+    ...     read_labels(Path(folder, "labels.txt"))
+    {'cat': 'cat', 'n02084071': 'dog'}
     """
     try:
         lines = path.read_text(encoding="utf-8-sig").split("\n")
@@ -138,6 +149,13 @@ def read_labelled(folder: Path, labels: dict[str, str]) -> list[tuple[Path, str]
 
     In metadata the class is the column `label`, or else the first `text` that is a class. Raises ValueError
     naming the picture whose class is not in `labels`.
+
+    >>> import tempfile
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     Path(folder, "n02084071").mkdir()
+    ...     Path(folder, "n02084071", "1.png").touch()
+    ...     [(path.name, label) for path, label in read_labelled(Path(folder), {"n02084071": "dog"})]
+    [('1.png', 'dog')]
     """
     if metadata_file(folder):
         classes = [(p.image, p.texts) for p in read_folder(folder, columns=("label", "text"))]
@@ -163,6 +181,11 @@ def zero_shot_accuracy(classifier: ZeroShotClassifier, pictures: Sequence[tuple[
     → {"images": n, "labels": k, "top1": …, "top5": …, "per_class": {label: {"images": …, "top1": …}}},
     fractions in [0, 1]; equal scores count as if drawn by lot, as in `recall_at_k`. Pictures that cannot be
     read are left out with a warning. Raises ValueError if none can be read, or for one with two labels.
+
+    >>> model, processor = AlignModel.from_pretrained("emoji"), AlignProcessor.from_pretrained("emoji")
+    >>> pictures = [(Path(f"weights/samples/{name}.png"), name) for name in ("dog", "fish")]
+    >>> zero_shot_accuracy(ZeroShotClassifier(model, processor, ["dog", "fish"]), pictures)["top1"]
+    1.0
     """
     number = {label: i for i, label in enumerate(classifier.labels)}
     label_of: dict[str, str] = {}
@@ -193,7 +216,14 @@ def zero_shot_accuracy(classifier: ZeroShotClassifier, pictures: Sequence[tuple[
 
 
 def print_accuracy(result: dict) -> None:
-    """What `zero_shot_accuracy` returns, for a person: worst classes first."""
+    """What `zero_shot_accuracy` returns, for a person: worst classes first.
+
+    >>> result = {"images": 8, "labels": 9, "top1": 0.5, "top5": 1.0}
+    >>> print_accuracy(result | {"per_class": {"dog": {"images": 8, "top1": 0.5}}})
+    8 images, 9 labels
+      top-1 0.500  top-5 1.000
+      dog   50.0% of 8
+    """
     print(f"{result['images']:,} images, {result['labels']:,} labels")
     print(f"  top-1 {result['top1']:.3f}  top-5 {result['top5']:.3f}")
     classes = sorted(result["per_class"].items(), key=lambda item: item[1]["top1"])

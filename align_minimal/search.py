@@ -33,7 +33,12 @@ from .retrieval import compose, embed_images, embed_texts, readable, top_k
 
 
 def fingerprint(model: AlignModel, processor: AlignProcessor) -> bytes:
-    """A digest of all that decides an image's embedding: the image tower and the image processor."""
+    """A digest of all that decides an image's embedding: the image tower and the image processor.
+
+    >>> model, processor = AlignModel.from_pretrained("emoji"), AlignProcessor.from_pretrained("emoji")
+    >>> len(fingerprint(model, processor))
+    32
+    """
     settings = [model.config.vision_config.to_dict(), processor.image_processor.to_dict()]
     digest = hashlib.sha256(json.dumps(settings, sort_keys=True, default=str).encode())
     for name, tensor in sorted(model.vision_model.state_dict().items()):
@@ -43,12 +48,20 @@ def fingerprint(model: AlignModel, processor: AlignProcessor) -> bytes:
 
 
 def cache_folder() -> Path:
-    """Where indexes are kept unless told otherwise; $XDG_CACHE_HOME moves it."""
+    """Where indexes are kept unless told otherwise; $XDG_CACHE_HOME moves it.
+
+    >>> cache_folder().name
+    'align_minimal'
+    """
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "align_minimal"
 
 
 def read_index(folder: Path, width: int) -> tuple[list[bytes], Tensor]:
-    """Keys and embeddings (N, width) of an index; none, with a warning, if it cannot be understood."""
+    """Keys and embeddings (N, width) of an index; none, with a warning, if it cannot be understood.
+
+    >>> read_index(Path("no such folder"), width=160)
+    ([], tensor([], size=(0, 160)))
+    """
     path = folder / "embeddings.safetensors"
     if not path.exists():
         return [], torch.empty(0, width)
@@ -69,7 +82,14 @@ def read_index(folder: Path, width: int) -> tuple[list[bytes], Tensor]:
 
 def write_index(folder: Path, keys: list[bytes], names: list[str], embeds: Tensor) -> None:
     """Both files, each written whole or not at all. Only embeddings.safetensors is ever read back: it comes
-    last, so that where it is up to date the names are, too."""
+    last, so that where it is up to date the names are, too.
+
+    >>> import tempfile
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     write_index(Path(folder), [bytes(16)], ["cat.jpg"], torch.ones(1, 4))
+    ...     sorted(path.name for path in Path(folder).iterdir())
+    ['embeddings.safetensors', 'names.json']
+    """
     tensors = {
         "embeddings": embeds.contiguous(),  # (N, D)
         "keys": torch.frombuffer(bytearray(b"".join(keys)), dtype=torch.uint8).view(-1, 16),  # (N, 16)
@@ -87,7 +107,8 @@ class ImageIndex:
 
     >>> import tempfile
     >>> model, processor = AlignModel.from_pretrained("emoji"), AlignProcessor.from_pretrained("emoji")
-    >>> index = ImageIndex("weights/samples", model, processor, index=tempfile.mkdtemp())
+    >>> with tempfile.TemporaryDirectory() as cache:
+    ...     index = ImageIndex("weights/samples", model, processor, index=cache)
     >>> [(score, path)] = index.search("a red apple", top=1)
     >>> path.name
     'apple.png'

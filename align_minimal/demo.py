@@ -49,7 +49,10 @@ def import_gradio():
 
 
 def check_address(host: str, port: int) -> None:
-    """OSError, naming both, unless a server could listen there now."""
+    """OSError, naming both, unless a server could listen there now.
+
+    >>> check_address("127.0.0.1", 0)  # 0 is whatever port is free
+    """
     try:
         socket.create_server((host, port)).close()
     except OSError as error:
@@ -58,7 +61,13 @@ def check_address(host: str, port: int) -> None:
 
 
 def make_classify(model: AlignModel, processor: AlignProcessor):
-    """classify(file, labels as typed) → {label: probability}; ValueError for what cannot be classified."""
+    """classify(file, labels as typed) → {label: probability}; ValueError for what cannot be classified.
+
+    >>> model, processor = AlignModel.from_pretrained("emoji"), AlignProcessor.from_pretrained("emoji")
+    >>> probabilities = make_classify(model, processor)("weights/samples/apple.png", "dog, red apple")
+    >>> max(probabilities, key=probabilities.get)
+    'red apple'
+    """
 
     @functools.lru_cache(maxsize=1)
     def classifier(labels: tuple[str, ...]) -> ZeroShotClassifier:

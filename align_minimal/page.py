@@ -60,7 +60,11 @@ def text(value: object) -> str:
 
 
 def thumbnail(path: Path) -> str:
-    """An <img> that carries a small JPEG of the picture, or an empty frame if it cannot be read any more."""
+    """An <img> that carries a small JPEG of the picture, or an empty frame if it cannot be read any more.
+
+    >>> thumbnail(Path("weights/samples/cat.jpg"))[:31], thumbnail(Path("gone.png"))
+    ('<img src="data:image/jpeg;base6', '<div class="missing"></div>')
+    """
     try:
         image = load_image(path)
     except (OSError, ValueError):
@@ -73,7 +77,11 @@ def thumbnail(path: Path) -> str:
 
 
 def figure(path: Path, scores: Iterable[tuple[str, float, str]]) -> str:
-    """A picture, its name, which leads to the file, and rows of (label, length of a bar in [0, 1], value)."""
+    """A picture, its name, which leads to the file, and rows of (label, length of a bar in [0, 1], value).
+
+    >>> figure(Path("gone.png"), [("cat", 0.5, "50%")]).count('style="width: 50.0%"')
+    1
+    """
     rows = "".join(
         f'<div class="row"><span>{text(label)}</span><span>{text(value)}</span>'
         f'<div class="bar"><i style="width: {100 * min(max(length, 0), 1):.1f}%"></i></div></div>'
@@ -85,18 +93,38 @@ def figure(path: Path, scores: Iterable[tuple[str, float, str]]) -> str:
 
 
 def section(title: str, figures: Iterable[str]) -> str:
+    """Figures in a grid, under a heading where there is a title.
+
+    >>> print(section("a dog", ["<figure></figure>\\n"]), end="")
+    <section><h2>a dog</h2>
+    <div class="grid">
+    <figure></figure>
+    </div></section>
+    """
     heading = f"<h2>{text(title)}</h2>\n" if title else ""
     return f'<section>{heading}<div class="grid">\n{"".join(figures)}</div></section>\n'
 
 
 def write_page(path: Path, title: str, sections: Iterable[str]) -> None:
-    """Write the page, whole or not at all. OSError if it cannot be written."""
+    """Write the page, whole or not at all. OSError if it cannot be written.
+
+    >>> import tempfile
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     write_page(Path(folder, "page.html"), "two dogs", [section("a dog", [])] * 2)
+    ...     Path(folder, "page.html").read_text(encoding="utf-8").count("<h2>a dog</h2>")
+    2
+    """
     content = HEAD.format(title=text(title)) + "".join(sections) + "</body>\n</html>\n"
     write_atomically(path, lambda temporary: temporary.write_text(content, encoding="utf-8"))
 
 
 def classification(results: list[dict]) -> list[str]:
-    """The section for `classify`: a picture each with its labels, the longest bar the likeliest."""
+    """The section for `classify`: a picture each with its labels, the longest bar the likeliest.
+
+    >>> [page] = classification([{"image": "cat.png", "labels": [{"label": "cat", "probability": 0.9}]}])
+    >>> page.count("<figure>"), page.count("90.0%")
+    (1, 2)
+    """
     figures = (
         figure(
             Path(result["image"]),
@@ -108,7 +136,12 @@ def classification(results: list[dict]) -> list[str]:
 
 
 def search_results(answers: list[tuple[str, list[tuple[float, Path]]]], image: Path | None) -> list[str]:
-    """A section for each (what was asked, [(cosine, picture), …]), after the picture asked with, if any."""
+    """A section for each (what was asked, [(cosine, picture), …]), after the picture asked with, if any.
+
+    >>> [page] = search_results([("a dog", [(0.31, Path("dog.png")), (0.2, Path("cat.png"))])], image=None)
+    >>> page.count("<h2>"), page.count("<figure>"), page.count("0.310")
+    (1, 2, 1)
+    """
     asked = [section("asked with", [figure(image, [])])] if image else []
     return asked + [
         section(title, (figure(path, [("cosine", score, f"{score:.3f}")]) for score, path in hits))

@@ -22,6 +22,9 @@ def find_in_folder(folder: Path) -> list[Path]:
 
     Raises FileNotFoundError, or NotADirectoryError, where there is no such folder, and ValueError for one
     without a picture.
+
+    >>> find_in_folder(Path("weights/samples"))[0].name
+    'apple.png'
     """
     if not folder.is_dir():
         error = NotADirectoryError if folder.exists() else FileNotFoundError
@@ -43,6 +46,9 @@ def find_pictures(arguments: Sequence[str]) -> list[tuple[Path, bool]]:
     """(path, was it named) in the order given; a folder stands for the pictures in it.
 
     Raises as `find_in_folder` does, and FileNotFoundError for a file that is not there.
+
+    >>> [(path.name, named) for path, named in find_pictures(["weights/samples", "setup.cfg"])][-2:]
+    [('snowman.png', False), ('setup.cfg', True)]
     """
     found: list[tuple[Path, bool]] = []
     for path in map(Path, arguments):

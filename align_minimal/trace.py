@@ -24,7 +24,11 @@ from .processor import AlignProcessor
 
 @dataclass(frozen=True)
 class Row:
-    """A layer and what came out of it."""
+    """A layer and what came out of it.
+
+    >>> Row("text_projection", "Linear", (1, 160), 20_640, 20_480, mean=0.0, deviation=1.0).shape
+    (1, 160)
+    """
 
     name: str
     kind: str
@@ -52,7 +56,11 @@ def multiply_adds(layer: nn.Module, output: Tensor) -> int:
 
 
 def first_tensor(output) -> Tensor:
-    """What a layer hands on: the tensor itself, or the first of a tuple or of named results."""
+    """What a layer hands on: the tensor itself, or the first of a tuple or of named results.
+
+    >>> first_tensor((torch.zeros(1, 3, 8), None)).shape
+    torch.Size([1, 3, 8])
+    """
     return output if isinstance(output, Tensor) else first_tensor(output[0])
 
 
@@ -103,7 +111,12 @@ def nested(names: list[str]) -> list[tuple[int, str]]:
 
 
 def print_trace(rows: list[Row], depth: int | None = None) -> None:
-    """A line a row, indented as the layers are nested; of those nested deeper than `depth`, none."""
+    """A line a row, indented as the layers are nested; of those nested deeper than `depth`, none.
+
+    >>> print_trace([Row("text_projection", "Linear", (1, 160), 20_640, 20_480, mean=0.0, deviation=1.0)])
+    layer                    output   parameters  mult-adds    mean  deviation
+    text_projection  Linear  1 × 160      20,640     20,480  0.0000     1.0000
+    """
     places = nested([row.name for row in rows])
     shown = [
         (row, "  " * d + name) for row, (d, name) in zip(rows, places, strict=True) if d < (depth or d + 1)
@@ -132,7 +145,15 @@ def print_trace(rows: list[Row], depth: int | None = None) -> None:
 def trace_pair(
     model: AlignModel, processor: AlignProcessor, image: Path, text: str, depth: int | None = None
 ) -> None:
-    """Print the trace of a picture and a text, and in the end how near they are."""
+    """Print the trace of a picture and a text, and in the end how near they are.
+
+    >>> model, processor = AlignModel.from_pretrained("emoji"), AlignProcessor.from_pretrained("emoji")
+    >>> apple = Path("weights/samples/apple.png")
+    >>> trace_pair(model, processor, apple, "a red apple", depth=1)  # doctest: +ELLIPSIS
+    layer                              output ...
+    text_model       AlignTextModel    1 × 5 × 128 ...
+    cosine ... / temperature ... = logit ...
+    """
     batch = processor(
         text=text, images=load_image(image), padding=True, truncation=True, return_tensors="pt"
     ).to(model.temperature.device)

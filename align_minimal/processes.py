@@ -15,7 +15,11 @@ import torch.distributed as dist
 
 @dataclasses.dataclass
 class Processes:
-    """This process among those that train together."""
+    """This process among those that train together.
+
+    >>> Processes().gather(2.5), Processes().gather_lists(["a", "b"])
+    ([2.5], ['a', 'b'])
+    """
 
     rank: int = 0
     world: int = 1
@@ -40,7 +44,12 @@ class Processes:
 
 @contextlib.contextmanager
 def processes(device: str):
-    """Join the process group if torchrun started this process, and leave it at the end."""
+    """Join the process group if torchrun started this process, and leave it at the end.
+
+    >>> with processes("cpu") as group:
+    ...     group
+    Processes(rank=0, world=1, device='cpu')
+    """
     world = int(os.environ.get("WORLD_SIZE", 1))
     if world == 1:
         yield Processes(device=device)

@@ -34,13 +34,32 @@ def step_of(folder: Path) -> int:
 
 
 def checkpoints(out: Path) -> list[Path]:
-    """The run's checkpoints, newest first."""
+    """The run's checkpoints, newest first.
+
+    >>> import tempfile
+    >>> with tempfile.TemporaryDirectory() as out:
+    ...     for step in (500, 1000):
+    ...         Path(out, "checkpoints", f"step-{step:07d}").mkdir(parents=True)
+    ...     [step_of(folder) for folder in checkpoints(Path(out))]
+    [1000, 500]
+    """
     found = [p for p in (out / "checkpoints").glob("step-*") if re.fullmatch(r"step-\d+", p.name)]
     return sorted(found, key=step_of, reverse=True)
 
 
 def save_optimizer(optimizer: torch.optim.Optimizer, folder: Path) -> None:
-    """`optimizer.safetensors`: each parameter's moments and step count, by "index.name"."""
+    """`optimizer.safetensors`: each parameter's moments and step count, by "index.name".
+
+    >>> import tempfile
+    >>> w = torch.ones(2, 3, requires_grad=True)
+    >>> optimizer = torch.optim.SGD([w], momentum=0.9)
+    >>> w.sum().backward()
+    >>> optimizer.step()
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     save_optimizer(optimizer, Path(folder))
+    ...     {key: t.shape for key, t in read_tensors(Path(folder, "optimizer.safetensors")).items()}
+    {'0.momentum_buffer': torch.Size([2, 3])}
+    """
     states = optimizer.state_dict()["state"]
     tensors = {f"{i}.{k}": torch.as_tensor(v) for i, state in states.items() for k, v in state.items()}
     tensors = {name: t.detach().cpu().contiguous() for name, t in tensors.items()}
@@ -48,7 +67,17 @@ def save_optimizer(optimizer: torch.optim.Optimizer, folder: Path) -> None:
 
 
 def load_optimizer(optimizer: torch.optim.Optimizer, folder: Path) -> None:
-    """Put back what `save_optimizer` wrote; ValueError naming the file where it does not fit."""
+    """Put back what `save_optimizer` wrote; ValueError naming the file where it does not fit.
+
+    >>> import tempfile
+    >>> w = torch.ones(2, 3, requires_grad=True)
+    >>> optimizer = torch.optim.SGD([w], momentum=0.9)
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     save_file({"0.momentum_buffer": torch.zeros(2, 3)}, Path(folder, "optimizer.safetensors"))
+    ...     load_optimizer(optimizer, Path(folder))
+    >>> optimizer.state[w]["momentum_buffer"].shape
+    torch.Size([2, 3])
+    """
     path = folder / "optimizer.safetensors"
     content = optimizer.state_dict()
     shapes = [p.shape for group in optimizer.param_groups for p in group["params"]]
@@ -62,7 +91,15 @@ def load_optimizer(optimizer: torch.optim.Optimizer, folder: Path) -> None:
 
 
 class Run:
-    """A run's folder, `out`, and the number of checkpoints to keep in it."""
+    """A run's folder, `out`, and the number of checkpoints to keep in it.
+
+    >>> import tempfile
+    >>> with tempfile.TemporaryDirectory() as out:
+    ...     run = Run(Path(out), keep=2)
+    ...     run.log({"step": 1, "loss": 2.5})
+    ...     run.metrics()
+    [{'step': 1, 'loss': 2.5}]
+    """
 
     def __init__(self, out: Path, keep: int):
         self.out, self.keep, self.metrics_path = out, keep, out / "metrics.jsonl"

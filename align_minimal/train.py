@@ -79,6 +79,12 @@ class PairEncoder(nn.Module):
 
     pixel_values (B, 3, H, W), input_ids and attention_mask (B, T) → texts (B, D), images (B, D), both
     L2-normalized and in float32 whatever the towers' precision, and the temperature.
+
+    >>> encoder = PairEncoder(AlignModel.from_pretrained("emoji"), precision="fp32")
+    >>> ids = torch.ones(2, 5, dtype=torch.long)
+    >>> batch = Batch(pixel_values=torch.zeros(2, 3, 64, 64), input_ids=ids, attention_mask=ids)
+    >>> [tuple(output.shape) for output in encoder(batch)]
+    [(2, 160), (2, 160), ()]
     """
 
     def __init__(self, model: AlignModel, precision: str):
@@ -94,7 +100,12 @@ class PairEncoder(nn.Module):
 
 
 def split(batch: Batch, chunk: int | None) -> list[Batch]:
-    """A batch's tensors as chunks of `chunk` pairs."""
+    """A batch's tensors as chunks of `chunk` pairs.
+
+    >>> batch = Batch(input_ids=torch.zeros(5, 7), names=["a", "b", "c", "d", "e"])
+    >>> [tuple(part.input_ids.shape) for part in split(batch, 2)]
+    [(2, 7), (2, 7), (1, 7)]
+    """
     tensors = {k: v for k, v in batch.items() if isinstance(v, Tensor)}
     size = chunk or len(batch["names"])
     parts = [t.split(size) for t in tensors.values()]
@@ -112,7 +123,13 @@ def reason(error: Exception) -> str:
 
 
 def gradient_norm(model: nn.Module) -> Tensor:
-    """The length of all gradients as one vector."""
+    """The length of all gradients as one vector.
+
+    >>> layer = nn.Linear(2, 1, bias=False)
+    >>> layer(torch.tensor([3.0, 4.0])).backward()
+    >>> gradient_norm(layer)
+    tensor(5.)
+    """
     return torch.stack([p.grad.norm() for p in model.parameters() if p.grad is not None]).norm()
 
 
@@ -120,7 +137,12 @@ def gradient_norm(model: nn.Module) -> Tensor:
 
 
 def new_tokenizer(args: argparse.Namespace, pairs: Pairs, config: AlignConfig) -> BertTokenizer:
-    """The vocabulary given, or one learnt from all the texts, as the paper's."""
+    """The vocabulary given, or one learnt from all the texts, as the paper's.
+
+    >>> args = argparse.Namespace(vocab="weights/emoji/vocab.txt")
+    >>> new_tokenizer(args, Pairs([]), AlignConfig.preset("emoji")).model_max_length
+    64
+    """
     longest = config.text_config.max_position_embeddings
     if args.vocab:
         return BertTokenizer(Path(args.vocab), model_max_length=longest)
@@ -132,6 +154,10 @@ def new_image_processor(size: int, augment: str) -> EfficientNetImageProcessor:
     """For evaluation the paper's resize and central crop; drawings, which fill their frame, are not cropped.
 
     Pixels go to [−1, 1], as in coyo-align.
+
+    >>> processor = new_image_processor(289, augment="paper")
+    >>> processor.size, processor.crop_size
+    ({'height': 346, 'width': 346}, {'height': 289, 'width': 289})
     """
     cropped = augment == "paper"
     return EfficientNetImageProcessor(
@@ -147,7 +173,12 @@ def new_image_processor(size: int, augment: str) -> EfficientNetImageProcessor:
 
 
 def new_model(args: argparse.Namespace, pairs: Pairs, steps: int) -> tuple[AlignModel, AlignProcessor]:
-    """A model from --init, --config or --preset, and the processor that goes with it."""
+    """A model from --init, --config or --preset, and the processor that goes with it.
+
+    >>> model, processor = new_model(argparse.Namespace(init="emoji"), Pairs([]), steps=100)
+    >>> model.config.projection_dim
+    160
+    """
     if args.init:
         return AlignModel.from_pretrained(args.init), AlignProcessor.from_pretrained(args.init)
     if args.config:
@@ -170,6 +201,12 @@ def new_model(args: argparse.Namespace, pairs: Pairs, steps: int) -> tuple[Align
 
 
 def new_optimizer(args: argparse.Namespace, model: AlignModel) -> torch.optim.Optimizer:
+    """LAMB or AdamW over `parameter_groups`, at the rate and decay of the flags.
+
+    >>> args = argparse.Namespace(optimizer="lamb", lr=1e-3, weight_decay=1e-5)
+    >>> [group["name"] for group in new_optimizer(args, AlignModel.from_pretrained("emoji")).param_groups]
+    ['weights', 'batch_norm', 'temperature']
+    """
     groups = parameter_groups(model, args.weight_decay)
     if args.optimizer == "lamb":
         return Lamb(groups, lr=args.lr)
@@ -186,7 +223,13 @@ POSTFIX = (
 
 
 class Trainer:
-    """A run of training, step by step; `group` says which share of each batch is this process's."""
+    """A run of training, step by step; `group` says which share of each batch is this process's.
+
+    >>> args = argparse.Namespace(out=Path("run"), keep=2, steps=500, warmup=None)
+    >>> trainer = Trainer(args, Processes(), Pairs([]))
+    >>> trainer.step, trainer.steps, trainer.warmup
+    (0, 500, 50)
+    """
 
     PATIENCE = 1000  # batches in a row of which some process can read nothing
 
@@ -427,7 +470,12 @@ def finish(trainer: Trainer, evaluation: Pairs | None) -> None:
 
 
 def check_out(args: argparse.Namespace) -> None:
-    """Refuse to train over an earlier run, or into what is no folder."""
+    """Refuse to train over an earlier run, or into what is no folder.
+
+    >>> check_out(argparse.Namespace(out=Path("setup.cfg"), resume=False))
+    Traceback (most recent call last):
+    ValueError: setup.cfg: not a folder
+    """
     if args.out.exists() and not args.out.is_dir():
         raise ValueError(f"{args.out}: not a folder")
     if not args.resume and (checkpoints(args.out) or (args.out / "model.safetensors").exists()):
@@ -435,7 +483,15 @@ def check_out(args: argparse.Namespace) -> None:
 
 
 def check_readable(pairs: Pairs) -> None:
-    """ValueError if not one image can be read; the first that can ends the search."""
+    """ValueError if not one image can be read; the first that can ends the search.
+
+    >>> from align_minimal.data import Pair
+    >>> pairs = Pairs([])
+    >>> pairs.label, pairs.pairs = "photos", [Pair("photos/1.png", b"", ("a cat",))]
+    >>> check_readable(pairs)
+    Traceback (most recent call last):
+    ValueError: photos: no image can be read; photos/1.png: an empty file
+    """
     first = None
     for pair in pairs:
         try:

@@ -48,6 +48,15 @@ def imports(tree: ast.AST) -> set[str]:
     return found
 
 
+# Flags and commands show themselves by --help and in the README.
+WITHOUT_AN_EXAMPLE = ("__main__", "commands", "train_options")
+WITHOUT_AN_EXAMPLE += (
+    *("demo.import_gradio", "demo.make_demo", "demo.serve"),  # need gradio, or run until Ctrl-C
+    *("processes.note_signals", "processes.start_worker"),  # change what a signal means to the process
+    *("train.draw_curves", "train.finish", "train.prepare_data", "train.train"),  # need a run, or its data
+)
+
+
 def test_every_file_has_its_place_in_the_order():
     assert set(SOURCES) == {*ORDER, "__init__"}
 
@@ -89,6 +98,16 @@ def test_every_public_name_has_a_docstring():
                 if not m.startswith("_") and f.__module__.startswith("align_minimal") and not f.__doc__
             ]
     assert missing == []
+
+
+def test_every_public_class_and_function_shows_itself():
+    silent = set()
+    for name, tree in SOURCES.items():
+        for node in tree.body:
+            public = isinstance(node, (ast.FunctionDef, ast.ClassDef)) and not node.name.startswith("_")
+            if public and ">>>" not in (ast.get_docstring(node) or ""):
+                silent.add(name if name in WITHOUT_AN_EXAMPLE else f"{name}.{node.name}")
+    assert silent == set(WITHOUT_AN_EXAMPLE)  # so that none stays listed once it has an example
 
 
 def test_signatures_are_the_documentation_s():

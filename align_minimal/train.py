@@ -80,7 +80,7 @@ class PairEncoder(nn.Module):
     pixel_values (B, 3, H, W), input_ids and attention_mask (B, T) → texts (B, D), images (B, D), both
     L2-normalized and in float32 whatever the towers' precision, and the temperature.
 
-    >>> encoder = PairEncoder(AlignModel.from_pretrained("emoji"), precision="fp32")
+    >>> encoder = PairEncoder(AlignModel.from_pretrained("emoji"), precision="float32")
     >>> ids = torch.ones(2, 5, dtype=torch.long)
     >>> batch = Batch(pixel_values=torch.zeros(2, 3, 64, 64), input_ids=ids, attention_mask=ids)
     >>> [tuple(output.shape) for output in encoder(batch)]

@@ -79,7 +79,7 @@ def test_a_known_mistake_in_a_reader_s_file_is_named(written, tmp_path, block):
 
 
 def test_all_blocks_replaced_by_the_package_s_own_pass_the_tests_that_concern_them(written):
-    """All at once, without what is slow here; tests/slow/test_every_layer.py takes them one by one, whole."""
+    """All at once, without what is slow here."""
     slow = "live float32 dtype0 parameter_counts sides_at code_point max_padded activation relative_key"
     once = " and ".join(f"not {word}" for word in slow.split())
     status, output = run_pytest("--layer", written / "solved.py", "tests", "-k", once, "-vv")

@@ -170,7 +170,7 @@ class AlignTextConfig(Config):
 
 @dataclass
 class AlignVisionConfig(Config):
-    """The image tower: EfficientNet (Tan & Le 2019). The defaults are B7; the seven lists are B0's stages.
+    """The image tower: EfficientNet (Tan & Le 2019). The defaults are B7; the lists are B0's seven stages.
 
     `in_channels` to `expand_ratios` have one entry a stage; read down a column, they are rows of the
     EfficientNet paper's table 1. `width_coefficient` and `depth_coefficient` scale channels and repeats.

@@ -1,9 +1,14 @@
 """One thread: the layers here are tiny, and threads only wait for each other. And --layer (layers.py)."""
 
+import signal
+
 import pytest
 import torch
 
 torch.set_num_threads(1)
+# What a script starts in the background ignores SIGINT, which some tests send.
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 REPLACED = pytest.StashKey[list]()
 
 

@@ -50,7 +50,7 @@ BATCH, RATE, SIDE, VOCABULARY = 256, 2e-3, 32, 4000
 CONCEPTS = 1 / 3  # the share that is used at all, in training and in measuring
 AUGMENTATION = "paper"  # 400 steps learn more from it than from "drawings"
 BASE_SEEDS = 3  # of `base`, so that the table can tell a difference from luck
-SHOWN = "R@5"  # of 516 pictures: R@1's sampling error is greater beside its differences
+SHOWN = "R@5"  # of 522 pictures: R@1's sampling error is greater beside its differences
 
 
 @dataclass(frozen=True)

@@ -174,7 +174,9 @@ def count_competitors(
     >>> count_competitors(same, same, image, image, block=2)  # none above, two wrong ties, itself
     (tensor([0, 0, 0]), tensor([2, 2, 2]), tensor([1, 1, 1]))
     """
-    counts = []
+    # Made once: small tensors kept from each block would lie in the holes that its large ones leave, and the
+    # next block's would not fit there any more.
+    above, wrong, right_ties = torch.zeros(3, len(queries), dtype=torch.long)
     wide = candidates.double()
     for start in range(0, len(queries), block):
         rows = slice(start, start + block)
@@ -185,10 +187,10 @@ def count_competitors(
         # Taken from the same product as its rivals: another order of summing would break exact ties.
         best = scores.masked_fill(~right, -torch.inf).amax(1, keepdim=True)  # (block, 1)
         tied = scores == best
-        tied_right = (tied & right).sum(1)
-        counts.append(torch.stack([(scores > best).sum(1), tied.sum(1) - tied_right, tied_right]).cpu())
-    above, wrong, right = torch.cat(counts, dim=1)
-    return above, wrong, right
+        above[rows] = (scores > best).sum(1)
+        right_ties[rows] = (tied & right).sum(1)
+        wrong[rows] = tied.sum(1) - right_ties[rows]
+    return above, wrong, right_ties
 
 
 def expected_recall(above: Tensor, wrong: Tensor, right: Tensor, k: int) -> float:

@@ -575,6 +575,46 @@ LOSS_AND_MODEL = [
 
 TRAINING = [
     mutation(
+        "mean-not-folded",
+        "inference.py",
+        "test_inference.py::test_features_logits_and_embeddings_are_the_model_s",
+        "the running mean, scaled, goes into the bias",
+        old="bias = bn.bias.double() - scale * bn.running_mean.double()",
+        new="bias = bn.bias.double()",
+    ),
+    mutation(
+        "eps-outside-the-root",
+        "inference.py",
+        "test_inference.py::test_features_logits_and_embeddings_are_the_model_s",
+        "BatchNorm adds eps to the variance, under the root",
+        old="(bn.running_var.double() + bn.eps).sqrt()",
+        new="(bn.running_var.double().sqrt() + bn.eps)",
+    ),
+    mutation(
+        "last-token-cut",
+        "inference.py",
+        "test_inference.py::test_what_is_not_padding_has_its_hidden_state",
+        "the longest text of a group decides where it is cut, and its last token counts",
+        old="t = int(lengths[rows].max())",
+        new="t = max(1, int(lengths[rows].max()) - 1)",
+    ),
+    mutation(
+        "cut-at-the-number-of-ones",
+        "inference.py",
+        "test_inference.py::test_every_kind_of_mask_gives_the_model_s_features",
+        "only what follows the last 1 is padding on the right: a mask may have holes",
+        old="((mask != 0) * torch.arange(1, T + 1, device=mask.device)).amax(1)",
+        new="(mask != 0).sum(1)",
+    ),
+    mutation(
+        "masked-throughout-is-cut",
+        "inference.py",
+        "test_inference.py::test_every_kind_of_mask_gives_the_model_s_features",
+        "with every token masked the softmax is even over all of them: none may be left out",
+        old="lengths[lengths == 0] = T",
+        new="lengths[lengths == 0] = 1",
+    ),
+    mutation(
         "running-maximum-not-taken-over",
         "large_batch.py",
         "test_large_batch.py::test_tiled_loss_and_its_gradients_are_the_plain_ones",
@@ -722,8 +762,8 @@ TRAINING = [
         "retrieval.py",
         "test_recall.py::test_a_collapsed_model_gets_chance",
         "ties are taken in random order; a model that gives everything one embedding must get chance, not 1",
-        old="tied.sum(1) - tied_right, tied_right",
-        new="0 * tied_right, tied_right",
+        old="wrong[rows] = tied.sum(1) - right_ties[rows]",
+        new="wrong[rows] = 0",
     ),
     mutation(
         "recall-not-normalized",

@@ -50,6 +50,15 @@ class AlignModel(PretrainedModel):
         nn.init.xavier_uniform_(self.text_projection.weight)
         nn.init.zeros_(self.text_projection.bias)
 
+    def for_inference(self, dtype: torch.dtype | None = None) -> AlignModel:
+        """A copy that is ready to serve: the same numbers, faster (see inference.py).
+
+        `dtype`, say torch.bfloat16, is its towers'; pixels and results are float32 whatever it is.
+        """
+        from .inference import ServedModel
+
+        return ServedModel(self, dtype)
+
     def get_text_features(
         self,
         input_ids: Tensor | None = None,

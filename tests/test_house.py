@@ -14,6 +14,7 @@ ORDER = (
 )
 ORDER = [
     *ORDER.split(),
+    "inference",
     "processor",
     "large_batch",
     "lamb",
@@ -33,7 +34,7 @@ ORDER = [
     "__main__",
 ]
 # Imported inside the function that offers the other path; for torchrun, which starts train.py as a program.
-DISPATCH = {"contrastive": {"large_batch"}, "train": {"__main__"}}
+DISPATCH = {"contrastive": {"large_batch"}, "model": {"inference"}, "train": {"__main__"}}
 SOURCES = {p.stem: ast.parse(p.read_text(encoding="utf-8")) for p in PACKAGE.glob("*.py")}
 
 

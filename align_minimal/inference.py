@@ -1,0 +1,198 @@
+"""The fast path: `model.for_inference()` gives the same numbers, rearranged for serving.
+
+1. **BatchNorm is folded.** In evaluation it is one affine map a channel, and it follows a convolution w
+   without a bias:
+
+       bn(w∗x) = γ (w∗x − m) / √(v + ε) + β = (s·w)∗x + (β − s·m),    s = γ / √(v + ε)
+
+   which is a convolution with other weights and a bias: one pass over the activations less.
+2. **Channels last, activations in place**: a depthwise convolution reads a pixel's channels side by side.
+3. **A few images at a time.** What is over malloc's threshold (32 MB at most) is mapped, zeroed and unmapped
+   by the kernel at every layer. In chunks the activations stay in the heap, and mostly in the cache.
+4. **Padding is not computed.** A masked column changes nothing in [CLS]. Texts go through the tower in groups
+   of like length, each cut after its longest.
+
+But: it can be neither trained nor saved; keep the model that it was made from. Hidden states of what is
+padding are zeros where they are not computed.
+"""
+
+from __future__ import annotations
+
+import copy
+import functools
+
+import torch
+import torch.nn as nn
+import torch.nn.functional as F
+from torch import Tensor
+
+from .bert import AlignTextModel, check_text
+from .efficientnet import AlignVisionModel, ConvNorm, check_pixel_values
+from .model import AlignModel
+from .outputs import ModelOutput
+
+IMAGES, TEXTS = 2, 8  # at a time
+
+
+def fold_batch_norm(layer: ConvNorm) -> None:
+    """Put the normalization into the convolution, in place; computed in float64.
+
+    >>> from align_minimal import AlignVisionConfig
+    >>> layer, x = ConvNorm(3, 8, 3, AlignVisionConfig()).eval(), torch.rand(1, 3, 5, 5)
+    >>> before = layer(x)
+    >>> fold_batch_norm(layer)
+    >>> layer.bn, torch.allclose(layer(x), before, atol=1e-6)
+    (Identity(), True)
+    """
+    conv, bn = layer.conv, layer.bn
+    scale = bn.weight.double() / (bn.running_var.double() + bn.eps).sqrt()  # s, (C_out,)
+    weight = conv.weight.double() * scale[:, None, None, None]  # (C_out, C_in/groups, k, k)
+    bias = bn.bias.double() - scale * bn.running_mean.double()
+    conv.weight, conv.bias = (nn.Parameter(x.to(conv.weight.dtype), False) for x in (weight, bias))
+    layer.bn = nn.Identity()
+
+
+def single(x: Tensor | tuple | None) -> Tensor | tuple | None:
+    """float32: what a tower computed in half precision goes on in single.
+
+    >>> single((torch.zeros(1, dtype=torch.bfloat16), None))
+    (tensor([0.]), None)
+    """
+    return tuple(map(single, x)) if isinstance(x, tuple) else x if x is None else x.float()
+
+
+class ServedVisionModel(nn.Module):
+    """An AlignVisionModel, folded: float32 pixels (B, 3, H, W), whatever its dtype → the same outputs.
+
+    >>> from align_minimal import AlignVisionConfig
+    >>> tower = AlignVisionModel(AlignVisionConfig(width_coefficient=0.1, depth_coefficient=0.1)).eval()
+    >>> ServedVisionModel(tower, torch.bfloat16)(torch.rand(5, 3, 32, 32)).pooler_output.shape
+    torch.Size([5, 32])
+    """
+
+    def __init__(self, tower: AlignVisionModel, dtype: torch.dtype | None):
+        super().__init__()
+        for layer in tower.modules():
+            if isinstance(layer, ConvNorm):
+                fold_batch_norm(layer)
+                if layer.activation is F.silu:
+                    layer.activation = functools.partial(F.silu, inplace=True)
+        self.tower = tower.to(dtype=dtype, memory_format=torch.channels_last)
+
+    def forward(
+        self,
+        pixel_values: Tensor | None = None,
+        output_hidden_states: bool | None = None,
+        return_dict: bool | None = None,
+    ) -> ModelOutput | tuple:
+        """As AlignVisionModel.forward, IMAGES at a time."""
+        if pixel_values is None:
+            return self.tower(None)  # says what is missing
+        check_pixel_values(pixel_values, self.tower.config)
+        dtype = self.tower.stem.conv.weight.dtype
+        parts = [
+            self.tower(x.to(dtype, memory_format=torch.channels_last), output_hidden_states).to_tuple()
+            for x in pixel_values.split(IMAGES)
+        ]
+        last, pooled, *hidden = zip(*parts, strict=True)
+        output = ModelOutput(
+            last_hidden_state=single(torch.cat(last)),
+            pooler_output=single(torch.cat(pooled)),
+            hidden_states=single(tuple(map(torch.cat, zip(*hidden[0], strict=True)))) if hidden else None,
+        )
+        return output if return_dict is not False else output.to_tuple()
+
+
+class ServedTextModel(nn.Module):
+    """An AlignTextModel that does not compute what is padding on the right: ids (B, T) → the same outputs.
+
+    >>> from align_minimal import AlignTextConfig
+    >>> tower = AlignTextModel(AlignTextConfig(vocab_size=9, hidden_size=8, num_attention_heads=2))
+    >>> served = ServedTextModel(tower.eval().requires_grad_(False), None)
+    >>> served(torch.tensor([[2, 5, 0, 0]]), torch.tensor([[1, 1, 0, 0]])).last_hidden_state[0, 2:].norm()
+    tensor(0.)
+    """
+
+    def __init__(self, tower: AlignTextModel, dtype: torch.dtype | None):
+        super().__init__()
+        self.tower = tower.to(dtype)
+
+    def forward(
+        self,
+        input_ids: Tensor | None = None,
+        attention_mask: Tensor | None = None,
+        token_type_ids: Tensor | None = None,
+        position_ids: Tensor | None = None,
+        head_mask: Tensor | None = None,
+        inputs_embeds: Tensor | None = None,
+        output_attentions: bool | None = None,
+        output_hidden_states: bool | None = None,
+        return_dict: bool | None = None,
+    ) -> ModelOutput | tuple:
+        """As AlignTextModel.forward; in groups where the mask (B, T) shows what is padding."""
+        if inputs_embeds is not None:
+            inputs_embeds = inputs_embeds.to(self.tower.embeddings.word.weight.dtype)
+        inputs = (input_ids, token_type_ids, position_ids, inputs_embeds)
+        check_text(self.tower.config, input_ids, attention_mask, *inputs[1:])
+        if attention_mask is None or attention_mask.ndim != 2 or output_attentions or output_hidden_states:
+            options = head_mask, inputs_embeds, output_attentions, output_hidden_states
+            output = self.tower(input_ids, attention_mask, token_type_ids, position_ids, *options)
+            output = ModelOutput(**{name: single(value) for name, value in output.__dict__.items()})
+        else:
+            output = self.in_groups(attention_mask, head_mask, *inputs)
+        return output if return_dict is not False else output.to_tuple()
+
+    def in_groups(self, mask: Tensor, head_mask: Tensor | None, *inputs: Tensor | None) -> ModelOutput:
+        """TEXTS of like length at a time, each group cut after its longest; beyond that, zeros."""
+        B, T = mask.shape
+        lengths = ((mask != 0) * torch.arange(1, T + 1, device=mask.device)).amax(1)  # (B,)
+        lengths[lengths == 0] = T  # masked throughout, it attends evenly to all of its tokens
+        last = mask.new_zeros(B, T, self.tower.config.hidden_size, dtype=torch.float32)  # (B, T, H)
+        pooled = None if self.tower.pooler is None else last.new_zeros(B, last.shape[2])
+        for rows in lengths.argsort().split(TEXTS):
+            t = int(lengths[rows].max())
+            # position_ids may be one row for all texts
+            ids, types, positions, embeds = (
+                x if x is None else x[:, :t] if len(x) < B else x[rows, :t] for x in inputs
+            )
+            part = self.tower(ids, mask[rows, :t], types, positions, head_mask, embeds)
+            last[rows, :t] = single(part.last_hidden_state)
+            if pooled is not None:
+                pooled[rows] = single(part.pooler_output)
+        return ModelOutput(last_hidden_state=last, pooler_output=pooled, hidden_states=None, attentions=None)
+
+
+class ServedModel(AlignModel):
+    """What AlignModel.for_inference returns: an AlignModel over both served towers.
+
+    >>> served = AlignModel.from_pretrained("emoji").for_inference()
+    >>> type(served).__name__, served.get_image_features(torch.rand(3, 3, 64, 64)).shape
+    ('ServedModel', torch.Size([3, 160]))
+    """
+
+    def __init__(self, model: AlignModel, dtype: torch.dtype | None):
+        if dtype is not None and not dtype.is_floating_point:
+            raise ValueError(f"dtype must be a floating-point type, not {dtype}")
+        nn.Module.__init__(self)  # AlignModel's own would draw new weights
+        model = copy.deepcopy(model).requires_grad_(False).eval()
+        self.config = model.config
+        self.text_model = ServedTextModel(model.text_model, dtype)
+        self.vision_model = ServedVisionModel(model.vision_model, dtype)
+        self.text_projection, self.temperature = model.text_projection, model.temperature
+        super().train(False)
+
+    def train(self, mode: bool = True) -> ServedModel:
+        """RuntimeError: it has no BatchNorm any more."""
+        if mode:
+            raise RuntimeError(
+                "a model made by for_inference cannot be trained; train the one it was made from"
+            )
+        return super().train(False)
+
+    def save_pretrained(self, directory) -> None:
+        """RuntimeError: no other program would know what was folded."""
+        raise RuntimeError("a model made by for_inference cannot be saved; save the one it was made from")
+
+    def for_inference(self, dtype: torch.dtype | None = None) -> AlignModel:
+        """RuntimeError: it is one already."""
+        raise RuntimeError("this model was made by for_inference already; call it on the original")

@@ -74,8 +74,7 @@ def embed_images(
 
     loaded = read_ahead(images, load, ahead=2 * batch_size)
     while part := list(islice(loaded, batch_size)):
-        readable = [pixels for _, pixels in part if isinstance(pixels, Tensor)]
-        embeds = iter(_embed_pixels(model, readable))
+        embeds = iter(_embed_pixels(model, [pixels for _, pixels in part if isinstance(pixels, Tensor)]))
         for (name, _), pixels in part:
             yield name, next(embeds) if isinstance(pixels, Tensor) else pixels
 

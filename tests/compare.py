@@ -27,6 +27,7 @@ from align_minimal.checkpoint import hugging_face_key
 from align_minimal.efficientnet import DropConnect
 from align_minimal.hub import find_file, write_atomically
 from align_minimal.image_processor import load_image
+from align_minimal.trace import first_tensor
 from tests.parity import GRADIENTS, VALUES, relative_error
 
 APPLE = Path(__file__).resolve().parent.parent / "weights" / "samples" / "apple.png"
@@ -64,10 +65,6 @@ def their_name(name: str, layer: nn.Module) -> str | None:
         for ours, other in ends.items():
             theirs = theirs.removesuffix(ours) + other if theirs.endswith(ours) else theirs
     return theirs
-
-
-def first_tensor(output) -> Tensor:
-    return output if isinstance(output, Tensor) else first_tensor(output[0])
 
 
 def record(model: nn.Module, batch: dict[str, Tensor]) -> dict[str, Tensor]:

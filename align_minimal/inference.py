@@ -7,9 +7,13 @@
 
    which is a convolution with other weights and a bias: one pass over the activations less.
 2. **Channels last, activations in place**: a depthwise convolution reads a pixel's channels side by side.
-3. **A few images at a time.** What is over malloc's threshold (32 MB at most) is mapped, zeroed and unmapped
-   by the kernel at every layer. In chunks the activations stay in the heap, and mostly in the cache.
-4. **Padding is not computed.** A masked column changes nothing in [CLS]. Texts go through the tower in groups
+3. **As many images at a time as fit the cache.** Early blocks have large activations and small weights, late
+   ones small activations and large weights. So each stage takes the batch in parts of its own size: early a
+   few images, to keep what one layer wrote in the cache for the next (beyond 32 MB it would even be mapped
+   and unmapped by the kernel at every layer); late many, to read the weights less often.
+4. **1×1 convolutions over few pixels are matrix products**: a convolution rearranges its weights at every
+   call, which takes longer than so small a product.
+5. **Padding is not computed.** A masked column changes nothing in [CLS]. Texts go through the tower in groups
    of like length, each cut after its longest.
 
 But: it can be neither trained nor saved; keep the model that it was made from. Hidden states of what is
@@ -20,6 +24,7 @@ from __future__ import annotations
 
 import copy
 import functools
+import math
 
 import torch
 import torch.nn as nn
@@ -27,11 +32,13 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from .bert import AlignTextModel, check_text
-from .efficientnet import AlignVisionModel, ConvNorm, check_pixel_values
+from .efficientnet import AlignVisionModel, ConvNorm, MBConv, SqueezeExcite, check_pixel_values
 from .model import AlignModel
 from .outputs import ModelOutput
 
-IMAGES, TEXTS = 2, 8  # at a time
+CACHE = 12 * 2**20  # bytes of a stage's widest activation at a time
+FEW_PIXELS = 400  # in all images together
+TEXTS = 16  # at a time
 
 
 def fold_batch_norm(layer: ConvNorm) -> None:
@@ -61,6 +68,43 @@ def single(x: Tensor | tuple | None) -> Tensor | tuple | None:
     return tuple(map(single, x)) if isinstance(x, tuple) else x if x is None else x.float()
 
 
+class PointwiseConv(nn.Conv2d):
+    """A folded 1×1 convolution, as a matrix product over few pixels. (B, C_in, H, W) → (B, C_out, H, W).
+
+    >>> conv, x = nn.Conv2d(8, 4, 1), torch.rand(1, 8, 3, 3)
+    >>> torch.allclose(PointwiseConv(conv)(x), conv(x), atol=1e-6)
+    True
+    """
+
+    def __init__(self, conv: nn.Conv2d):
+        nn.Module.__init__(self)
+        self.__dict__.update(conv.__dict__)  # the same parameters
+
+    def forward(self, x: Tensor) -> Tensor:
+        if len(x) * x.shape[2] * x.shape[3] > FEW_PIXELS:
+            return super().forward(x)
+        return F.linear(x.permute(0, 2, 3, 1), self.weight.flatten(1), self.bias).permute(0, 3, 1, 2)
+
+
+class ServedSqueezeExcite(nn.Module):
+    """SqueezeExcite without a reduction that is slow in bfloat16, and in place. (B, C, H, W) → the same.
+
+    >>> layer, x = SqueezeExcite(96, 4, F.silu), torch.rand(2, 96, 5, 5)
+    >>> torch.allclose(ServedSqueezeExcite(layer)(x.clone()), layer(x), atol=1e-6)
+    True
+    """
+
+    def __init__(self, layer: SqueezeExcite):
+        super().__init__()
+        self.reduce, self.expand = PointwiseConv(layer.reduce), PointwiseConv(layer.expand)
+        self.activation = layer.activation
+
+    def forward(self, x: Tensor) -> Tensor:
+        gate = F.avg_pool2d(x, x.shape[2:])  # (B, C, 1, 1)
+        gate = self.activation(self.reduce(gate))  # (B, squeezed, 1, 1)
+        return x.mul_(torch.sigmoid(self.expand(gate)))
+
+
 class ServedVisionModel(nn.Module):
     """An AlignVisionModel, folded: float32 pixels (B, 3, H, W), whatever its dtype → the same outputs.
 
@@ -75,9 +119,18 @@ class ServedVisionModel(nn.Module):
         for layer in tower.modules():
             if isinstance(layer, ConvNorm):
                 fold_batch_norm(layer)
+                if layer.conv.kernel_size == (1, 1):
+                    layer.conv = PointwiseConv(layer.conv)
                 if layer.activation is F.silu:
                     layer.activation = functools.partial(F.silu, inplace=True)
+            elif isinstance(layer, MBConv):
+                layer.squeeze_excite = ServedSqueezeExcite(layer.squeeze_excite)
         self.tower = tower.to(dtype=dtype, memory_format=torch.channels_last)
+        self.stages: list[nn.Sequential] = [nn.Sequential()]  # each but the last ends where stride is 2
+        for block in tower.blocks:
+            self.stages[-1].append(block)
+            if block.depthwise.conv.stride == (2, 2):
+                self.stages.append(nn.Sequential())
 
     def forward(
         self,
@@ -85,22 +138,37 @@ class ServedVisionModel(nn.Module):
         output_hidden_states: bool | None = None,
         return_dict: bool | None = None,
     ) -> ModelOutput | tuple:
-        """As AlignVisionModel.forward, IMAGES at a time."""
+        """As AlignVisionModel.forward, each stage a part of the batch at a time."""
         if pixel_values is None:
             return self.tower(None)  # says what is missing
         check_pixel_values(pixel_values, self.tower.config)
         dtype = self.tower.stem.conv.weight.dtype
-        parts = [
-            self.tower(x.to(dtype, memory_format=torch.channels_last), output_hidden_states).to_tuple()
-            for x in pixel_values.split(IMAGES)
-        ]
-        last, pooled, *hidden = zip(*parts, strict=True)
+        x = in_parts(self.tower.stem, pixel_values.to(dtype, memory_format=torch.channels_last))
+        hidden_states = [x]
+        for stage in self.tower.blocks if output_hidden_states else self.stages:
+            x = in_parts(stage, x)
+            if output_hidden_states:
+                hidden_states.append(x)
+        pool = torch.mean if self.tower.config.pooling_type == "mean" else torch.amax
+        last = single(x)
         output = ModelOutput(
-            last_hidden_state=single(torch.cat(last)),
-            pooler_output=single(torch.cat(pooled)),
-            hidden_states=single(tuple(map(torch.cat, zip(*hidden[0], strict=True)))) if hidden else None,
+            last_hidden_state=last,
+            pooler_output=pool(last, (2, 3)),
+            hidden_states=single(tuple(hidden_states)) if output_hidden_states else None,
         )
         return output if return_dict is not False else output.to_tuple()
+
+
+def in_parts(stage: nn.Module, x: Tensor) -> Tensor:
+    """stage(x); on a CPU, so many images at a time that its widest activation stays below CACHE bytes.
+
+    >>> in_parts(nn.Conv2d(3, 8, 1), torch.rand(5, 3, 32, 32)).shape
+    torch.Size([5, 8, 32, 32])
+    """
+    widest = max(layer.out_channels for layer in stage.modules() if isinstance(layer, nn.Conv2d))
+    size = x[:, :1].numel() * widest * x.element_size()
+    parts = x.chunk(max(1, math.ceil(size / CACHE)) if x.device.type == "cpu" else 1)  # of like sizes
+    return stage(x) if len(parts) == 1 else torch.cat([stage(part) for part in parts])
 
 
 class ServedTextModel(nn.Module):
@@ -143,13 +211,13 @@ class ServedTextModel(nn.Module):
         return output if return_dict is not False else output.to_tuple()
 
     def in_groups(self, mask: Tensor, head_mask: Tensor | None, *inputs: Tensor | None) -> ModelOutput:
-        """TEXTS of like length at a time, each group cut after its longest; beyond that, zeros."""
+        """TEXTS of like length at a time (on a CPU), cut after the longest of them; beyond that, zeros."""
         B, T = mask.shape
         lengths = ((mask != 0) * torch.arange(1, T + 1, device=mask.device)).amax(1)  # (B,)
         lengths[lengths == 0] = T  # masked throughout, it attends evenly to all of its tokens
         last = mask.new_zeros(B, T, self.tower.config.hidden_size, dtype=torch.float32)  # (B, T, H)
         pooled = None if self.tower.pooler is None else last.new_zeros(B, last.shape[2])
-        for rows in lengths.argsort().split(TEXTS):
+        for rows in lengths.argsort().split(TEXTS if mask.device.type == "cpu" else B):
             t = int(lengths[rows].max())
             # position_ids may be one row for all texts
             ids, types, positions, embeds = (

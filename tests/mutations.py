@@ -591,6 +591,22 @@ TRAINING = [
         new="(bn.running_var.double().sqrt() + bn.eps)",
     ),
     mutation(
+        "first-part-again",
+        "inference.py",
+        "test_inference.py::test_however_many_go_through_at_a_time",
+        "each part of the batch goes through the stage",
+        old="torch.cat([stage(part) for part in parts])",
+        new="torch.cat([stage(parts[0]) for part in parts])",
+    ),
+    mutation(
+        "small-product-without-its-bias",
+        "inference.py",
+        "test_inference.py::test_however_many_go_through_at_a_time",
+        "a folded convolution has a bias: BatchNorm's shift",
+        old="F.linear(x.permute(0, 2, 3, 1), self.weight.flatten(1), self.bias)",
+        new="F.linear(x.permute(0, 2, 3, 1), self.weight.flatten(1))",
+    ),
+    mutation(
         "last-token-cut",
         "inference.py",
         "test_inference.py::test_what_is_not_padding_has_its_hidden_state",

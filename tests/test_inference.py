@@ -5,7 +5,7 @@ import copy
 import pytest
 import torch
 
-from align_minimal import AlignConfig, AlignModel, AlignProcessor, AlignVisionModel
+from align_minimal import AlignConfig, AlignModel, AlignProcessor, AlignVisionModel, inference
 from align_minimal.efficientnet import ConvNorm
 from align_minimal.hub import weights_folder
 from align_minimal.image_processor import load_image
@@ -115,6 +115,22 @@ def test_hidden_states_and_attentions_come_where_asked_for(model, batch):
             assert_close(ours, theirs, 1e-5, name)
     plain = model.for_inference()(**batch, return_dict=False)
     assert isinstance(plain, tuple) and len(plain) == 6
+
+
+@torch.no_grad()
+@pytest.mark.parametrize(
+    ("cache", "few", "texts", "parts"),
+    [(1, 0, 1, [1] * 5), (2**17, 50, 3, [2, 2, 1]), (2**40, 10**9, 99, [5])],
+)
+def test_however_many_go_through_at_a_time(model, batch, monkeypatch, cache, few, texts, parts):
+    for name, value in (("CACHE", cache), ("FEW_PIXELS", few), ("TEXTS", texts)):
+        monkeypatch.setattr(inference, name, value)
+    fast, seen = model.for_inference(), []
+    fast.vision_model.tower.blocks[2].register_forward_pre_hook(lambda _, inputs: seen.append(len(inputs[0])))
+    found, expected = fast(**batch), model(**batch)
+    assert seen == parts
+    for name in ("text_embeds", "image_embeds"):
+        assert_close(found[name], expected[name], 1e-5, name)
 
 
 @torch.no_grad()

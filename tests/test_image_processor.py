@@ -1,6 +1,7 @@
 """The image processor against transformers: 4.37.2 (golden), live where installed; and on its own ground."""
 
 import gc
+import itertools
 import json
 import os
 import struct
@@ -82,6 +83,48 @@ def test_a_picture_gives_the_same_pixels_however_it_is_handed_over(package, pict
 
 
 GOLDEN_SQUARE = run(Image.fromarray(PHOTO), size=20, resample=2)
+
+
+NORMALIZE = ["do_rescale", "rescale_offset", "do_normalize", "include_top"]
+
+
+@pytest.mark.filterwarnings("ignore:pixels in")
+@pytest.mark.parametrize("dtype", [np.uint8, np.int64, np.float32, np.float64])
+@pytest.mark.parametrize("flags", list(itertools.product([True, False], repeat=4)))
+def test_pixels_are_normalize_s_bit_for_bit_in_every_layout(flags, dtype):
+    options = dict(zip(NORMALIZE, flags, strict=True), image_mean=[0.1, 0.5, 0.7], image_std=[0.3, 0.6, 1.7])
+    processor = EfficientNetImageProcessor(do_resize=False, **options)
+    x = PHOTO.astype(dtype)
+    expected = processor.normalize(x).astype(np.float32)
+    for layout, order in [("channels_last", (0, 1, 2)), ("channels_first", (2, 0, 1))]:
+        pixels = processor(x, return_tensors="pt", data_format=layout).pixel_values
+        assert pixels.is_contiguous() and np.array_equal(pixels[0], expected.transpose(order))
+
+
+@pytest.fixture
+def two_threads():
+    before = torch.get_num_threads()
+    torch.set_num_threads(2)
+    yield
+    torch.set_num_threads(before)
+
+
+@pytest.mark.parametrize("tensors", [None, "np", "pt"])
+def test_pictures_of_a_list_keep_their_order_and_their_errors_on_two_threads(two_threads, tensors):
+    processor = EfficientNetImageProcessor(size=30, resample=2)
+    pictures = [Image.fromarray(PHOTO[: 37 - i].repeat(8 - i, 0)) for i in range(8)]  # the first take longest
+    together = processor(pictures, return_tensors=tensors).pixel_values
+    for picture, pixels in zip(pictures, together, strict=True):
+        assert np.array_equal(pixels, processor(picture).pixel_values[0])
+    with pytest.raises(TypeError, match="not str"):
+        processor([*pictures, "cat.png"], return_tensors=tensors)
+
+
+def test_a_file_not_yet_read_may_come_twice_in_a_list_on_two_threads(two_threads, picture, tmp_path):
+    picture.resize((900, 900)).save(tmp_path / "a.png")
+    with Image.open(tmp_path / "a.png") as image, Image.open(tmp_path / "a.png") as other:
+        pixels = EfficientNetImageProcessor(size=20)([image] * 4 + [other], return_tensors="np").pixel_values
+    assert (pixels == pixels[4]).all()
 
 
 def test_options_of_a_call_hold_for_that_call_only(picture):

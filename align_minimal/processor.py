@@ -76,6 +76,8 @@ class AlignProcessor:
 
     def _route(self, options: dict) -> tuple[dict, dict]:
         """(the tokenizer's options, the image processor's)"""
+        if not options:
+            return {}, {}
         text_names = [
             name for name in inspect.signature(self.tokenizer.__call__).parameters if name != "text"
         ]
@@ -92,7 +94,9 @@ class AlignProcessor:
         )
         limit = options["max_length"] or self.tokenizer.model_max_length
         rows = [batch.input_ids] if isinstance(text, str) and return_tensors is None else batch.input_ids
-        full = [len(row) >= limit and row[-1] != self.tokenizer.pad_token_id for row in rows]
+        at_limit = slice(limit - 1, limit)  # [the last token that there is room for], or [] in a shorter row
+        last = [row[at_limit] for row in rows] if return_tensors is None else rows[:, at_limit].tolist()
+        full = [token not in ([], [self.tokenizer.pad_token_id]) for token in last]
         if told is None and any(full):  # only then is it worth tokenizing twice
             whole = self.tokenizer(text, truncation=False, **options | {"padding": False}).input_ids
             long = sum(len(row) > limit for row in ([whole] if isinstance(text, str) else whole))

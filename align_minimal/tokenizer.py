@@ -39,6 +39,7 @@ PADDING = {False: None, None: None, "do_not_pad": None}
 PADDING |= {True: "longest", "longest": "longest", "max_length": "max_length"}
 TRUNCATION = {False: None, "do_not_truncate": None, True: "longest_first"}
 TRUNCATION |= {name: name for name in ("longest_first", "only_first", "only_second")}
+FILL = {"token_type_ids": 0, "attention_mask": 0, "special_tokens_mask": 1}  # on padding
 CLEAN_UP = (" .", " ?", " !", " ,", " ' ", " n't", " 'm", " 's", " 've", " 're")  # each loses its spaces
 
 
@@ -130,7 +131,7 @@ class BertTokenizer:
             setattr(self, f"{role}_id", self.vocab[getattr(self, role)])
         longest_first = sorted(self.all_special_tokens, key=len, reverse=True)
         self._special = re.compile("(" + "|".join(map(re.escape, longest_first)) + ")")
-        self._remembered: dict[str, list[str]] = {}  # word → pieces
+        self._remembered: dict[str, tuple[int, ...]] = {}  # word → ids of its pieces
 
     @property
     def vocab_size(self) -> int:
@@ -173,22 +174,26 @@ class BertTokenizer:
 
     def tokenize(self, text: str) -> list[str]:
         """The pieces of a text, [CLS] and [SEP] not added."""
-        tokens: list[str] = []
+        return [self.ids_to_tokens[i] for i in self._ids(text)]
+
+    def _ids(self, text: str | Sequence[str], split: bool = False) -> list[int]:
+        if split and not isinstance(text, str):
+            return [i for word in text for i in self._ids(word)]
+        ids: list[int] = []
         for i, part in enumerate(self._parts(text)):
             if i % 2:
-                tokens.append(part)
+                ids.append(self.vocab[part])
                 continue
             for word in clean(part, self.tokenize_chinese_chars).split():
-                pieces = self._remembered.get(word)
-                tokens += self._pieces(word) if pieces is None else pieces
-        return tokens
+                ids += self._remembered.get(word) or self._ids_of_word(word)
+        return ids
 
-    def _pieces(self, word: str) -> list[str]:
+    def _ids_of_word(self, word: str) -> tuple[int, ...]:
         pieces = [p for part in self._split(word) for p in wordpiece(part, self.vocab, self.unk_token)]
         if len(self._remembered) >= MAX_REMEMBERED:
             self._remembered.clear()
-        self._remembered[word] = pieces
-        return pieces
+        ids = self._remembered[word] = tuple(map(self.vocab.__getitem__, pieces))
+        return ids
 
     # ---- texts → batch
 
@@ -220,21 +225,34 @@ class BertTokenizer:
         """
         single, examples = self._examples(text, text_pair, is_split_into_words)
         padding, truncation, limit = self._strategies(padding, truncation, max_length, pad_to_multiple_of)
-        rows = [self._row(a, b, add_special_tokens, truncation, limit) for a, b in examples]
-        names = ("input_ids", "token_type_ids", "special_tokens_mask")
-        wanted = (True, return_token_type_ids is not False, return_special_tokens_mask)
-        columns = zip(names, zip(*rows, strict=True), wanted, strict=True)
-        batch = {name: column for name, column, kept in columns if kept}
-        batch = self.pad(batch, padding, limit, pad_to_multiple_of, return_attention_mask)
+        rows, firsts = [], []  # the ids of each example, and how many of them have token type 0
+        for texts in examples:
+            a, b = (None if t is None else self._ids(t, is_split_into_words) for t in texts)
+            row, first = self._row(a, b, add_special_tokens, truncation, limit)
+            rows.append(row)
+            firsts.append(first)
+        batch = {"input_ids": rows}
+        # Generators, as in `pad`: thousands of lists alive at once would keep the garbage collector busy.
+        if return_token_type_ids is not False:
+            batch["token_type_ids"] = (
+                [0] * n + [1] * (len(row) - n) for row, n in zip(rows, firsts, strict=True)
+            )
+        if return_special_tokens_mask:
+            batch["special_tokens_mask"] = (
+                [int(add_special_tokens and i in (0, n - 1, len(row) - 1)) for i in range(len(row))]
+                for row, n in zip(rows, firsts, strict=True)
+            )
+        batch = self.pad(batch, padding, limit, pad_to_multiple_of, return_attention_mask, return_tensors)
         if return_length:  # as in the reference: of one text with its padding, of a batch without
-            ids = batch["input_ids"] if single else [row[0] for row in rows]
-            batch["length"] = list(map(len, ids))
-        if return_tensors is not None:
-            return as_tensors(batch, return_tensors)
-        return Batch({name: column[0] for name, column in batch.items()}) if single else batch
+            ids = batch["input_ids"] if single else rows
+            lengths = Batch(length=list(map(len, ids)))
+            batch |= lengths if return_tensors is None else as_tensors(lengths, return_tensors, 0, {})
+        if return_tensors is not None or not single:
+            return batch
+        return Batch({name: column[0] for name, column in batch.items()})
 
     def _examples(self, text, text_pair, split: bool) -> tuple[bool, list]:
-        """(whether it is one text, [(ids, ids of the second text or None), …])"""
+        """(whether it is one text, [(text, second text or None), …])"""
         if not isinstance(text, (str, list, tuple)):
             raise TypeError(f"text must be a str or a list of them, not {type(text).__name__}")
         single = isinstance(text, str) or (split and all(isinstance(word, str) for word in text))
@@ -249,13 +267,7 @@ class BertTokenizer:
         if isinstance(pairs, str) or len(pairs) != len(text):
             found = 1 if isinstance(pairs, str) else len(pairs)
             raise ValueError(f"text has {len(text)} texts, text_pair {found}")
-        return single, [tuple(self._ids(t, split) for t in both) for both in zip(text, pairs, strict=True)]
-
-    def _ids(self, text, split: bool) -> list[int] | None:
-        if text is None:
-            return None
-        words = text if split and not isinstance(text, str) else [text]
-        return [self.vocab[token] for word in words for token in self.tokenize(word)]
+        return single, list(zip(text, pairs, strict=True))
 
     def _strategies(self, padding, truncation, max_length, multiple=None) -> tuple:
         """(None, 'longest' or 'max_length'; None or how to truncate; the length that both refer to)"""
@@ -278,23 +290,15 @@ class BertTokenizer:
     def _row(
         self, a: list[int], b: list[int] | None, special: bool, truncation: str | None, limit: int
     ) -> tuple:
-        """(ids, token types, special tokens mask) of one example."""
+        """(ids of one example, how many of them have token type 0)"""
         added = special * (2 if b is None else 3)
         if truncation and len(a) + len(b or []) + added > limit:
             a, b = truncate(a, b, limit - added, truncation, limit)
         if not special:
-            ids = a + (b or [])
-            return ids, [0] * len(ids), [0] * len(ids)
-        ids, types, mask = (
-            [self.cls_token_id, *a, self.sep_token_id],
-            [0] * (len(a) + 2),
-            [1, *[0] * len(a), 1],
-        )
-        if b is not None:
-            ids += [*b, self.sep_token_id]
-            types += [1] * (len(b) + 1)
-            mask += [*[0] * len(b), 1]
-        return ids, types, mask
+            a = a + (b or [])
+            return a, len(a)
+        first = [self.cls_token_id, *a, self.sep_token_id]
+        return first if b is None else [*first, *b, self.sep_token_id], len(first)
 
     def pad(
         self,
@@ -314,23 +318,23 @@ class BertTokenizer:
             encoded_inputs = {name: [row[name] for row in encoded_inputs] for name in encoded_inputs[0]}
         batch = Batch(encoded_inputs)
         for name, rows in batch.items():
-            batch[name] = [row.tolist() if hasattr(row, "tolist") else list(row) for row in rows]
+            batch[name] = (row.tolist() if hasattr(row, "tolist") else row for row in rows)
+        batch["input_ids"] = list(batch["input_ids"])
         lengths = list(map(len, batch["input_ids"]))
         if return_attention_mask is not False:
-            batch.setdefault("attention_mask", [[1] * length for length in lengths])
+            batch.setdefault("attention_mask", ([1] * length for length in lengths))
         padding, _, width = self._strategies(padding, False, max_length)
-        width = max(lengths) if padding == "longest" else width
+        width = {None: 0, "longest": max(lengths, default=0), "max_length": width}[padding]
         if pad_to_multiple_of:
             width = -(-width // pad_to_multiple_of) * pad_to_multiple_of
-        fill = {
-            "input_ids": self.pad_token_id,
-            "token_type_ids": 0,
-            "attention_mask": 0,
-            "special_tokens_mask": 1,
-        }
-        for name in batch.keys() & fill.keys() if padding else ():
-            batch[name] = [row + [fill[name]] * (width - len(row)) for row in batch[name]]
-        return batch if return_tensors is None else as_tensors(batch, return_tensors)
+        fill = {"input_ids": self.pad_token_id} | FILL
+        if return_tensors is not None:
+            return as_tensors(batch, return_tensors, width, fill)
+        for name, rows in batch.items():
+            if name in fill:
+                rows = ([*row, *[fill[name]] * (width - len(row))] for row in rows)
+            batch[name] = list(rows)
+        return batch
 
     def encode(self, text: str, text_pair: str | None = None, **options) -> list[int]:
         """The input_ids of a call with these arguments."""
@@ -459,17 +463,25 @@ def truncate(a: list[int], b: list[int] | None, room: int, strategy: str, limit:
     return a[:keep_a], None if b is None else b[:keep_b]
 
 
-def as_tensors(batch: Batch, kind: str) -> Batch:
-    """Lists (B, T) → torch ("pt") or numpy ("np") int64, (B, T).
+def as_tensors(batch: Mapping[str, Iterable], kind: str, width: int, fill: Mapping[str, int]) -> Batch:
+    """Rows of numbers → torch ("pt") or numpy ("np") int64, (B, T); those named in `fill` padded to `width`.
 
-    >>> as_tensors(Batch(input_ids=[[2, 5, 3], [2, 6, 3]]), "pt").input_ids.shape
-    torch.Size([2, 3])
+    >>> as_tensors({"input_ids": [[2, 5, 3], [2, 3]]}, "pt", width=4, fill={"input_ids": 0}).input_ids
+    tensor([[2, 5, 3, 0],
+            [2, 3, 0, 0]])
     """
     if kind not in ("pt", "np"):
         raise ValueError(f"return_tensors={kind!r} is not one of 'pt', 'np'")
-    if len({len(row) for row in batch["input_ids"]}) > 1:
+    lengths = [max(len(row), width) for row in batch.get("input_ids", ())]
+    if len(set(lengths)) > 1:
         raise ValueError("the texts differ in length, so they make no tensor: use padding=True")
-    make = torch.tensor if kind == "pt" else np.array
-    return Batch(
-        {name: make(rows, dtype=torch.int64 if kind == "pt" else np.int64) for name, rows in batch.items()}
-    )
+    arrays = {}
+    for name, rows in batch.items():
+        if name not in fill:
+            arrays[name] = np.array(list(rows), dtype=np.int64)
+            continue
+        # Rows go into an array full of padding: making tensors of padded lists took most of a call's time.
+        arrays[name] = np.full((len(lengths), *set(lengths)), fill[name], dtype=np.int64)
+        for i, row in enumerate(rows):
+            arrays[name][i, : len(row)] = row
+    return Batch(arrays if kind == "np" else {name: torch.from_numpy(a) for name, a in arrays.items()})

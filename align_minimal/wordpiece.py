@@ -98,6 +98,9 @@ def split_words(text: str, strip_accents: bool = True, special: Sequence[str] = 
     """
     words: list[str] = []
     for word in text.split():
+        if word.isascii() and word.isalnum():  # as most are: nothing to strip, nothing to split
+            words.append(word)
+            continue
         if strip_accents and word not in special:
             word = unicodedata.normalize("NFD", word).translate(DROP_MARKS)
         # Cleaning and stripping may have uncovered a special token, as in "[S\0EP]".
@@ -115,16 +118,16 @@ def wordpiece(word: str, vocab: Mapping[str, int], unk_token: str = "[UNK]") -> 
     """
     if len(word) > MAX_WORD:
         return [unk_token]
-    pieces, start = [], 0
-    while start < len(word):
-        mark = "##" if start else ""
-        for end in range(len(word), start, -1):
-            if mark + word[start:end] in vocab:
+    pieces, mark, rest = [], "", word
+    while rest:
+        rest = mark + rest
+        for end in range(len(rest), len(mark), -1):
+            if rest[:end] in vocab:
                 break
         else:
             return [unk_token]
-        pieces.append(mark + word[start:end])
-        start = end
+        pieces.append(rest[:end])
+        mark, rest = "##", rest[end:]
     return pieces
 
 

@@ -77,8 +77,8 @@ INPUTS = [
         "wordpiece.py",
         "test_tokenizer.py::test_greedy_longest_match_and_one_unk_for_any_unmatched_rest",
         "the match is greedy: try the longest piece first, and shorten it until the vocabulary has it",
-        old="range(len(word), start, -1)",
-        new="range(start + 1, len(word) + 1)",
+        old="range(len(rest), len(mark), -1)",
+        new="range(len(mark) + 1, len(rest) + 1)",
     ),
     mutation(
         "unknown-rest-keeps-its-start",
@@ -93,8 +93,8 @@ INPUTS = [
         "wordpiece.py",
         "test_tokenizer.py::test_greedy_longest_match_and_one_unk_for_any_unmatched_rest",
         'a piece that does not start the word is spelled with "##" in the vocabulary',
-        old='mark = "##" if start else ""',
-        new='mark = ""',
+        old='mark, rest = "##", rest[end:]',
+        new='mark, rest = "", rest[end:]',
     ),
     mutation(
         "merge-by-frequency",
@@ -125,8 +125,8 @@ INPUTS = [
         "tokenizer.py",
         "test_tokenizer.py::test_padding_and_truncation_follow_the_reference",
         "BERT pads on the right: positions are absolute, so padding on the left moves every token",
-        old="row + [fill[name]] * (width - len(row))",
-        new="[fill[name]] * (width - len(row)) + row",
+        old="[*row, *[fill[name]] * (width - len(row))]",
+        new="[*[fill[name]] * (width - len(row)), *row]",
     ),
     mutation(
         "padding-is-attended",
@@ -141,8 +141,8 @@ INPUTS = [
         "tokenizer.py",
         "test_tokenizer.py::test_pairs_get_a_separator_and_token_type_1",
         "the second text and its [SEP] have token type 1",
-        old="types += [1] * (len(b) + 1)",
-        new="types += [0] * (len(b) + 1)",
+        old="[0] * n + [1] * (len(row) - n)",
+        new="[0] * n + [0] * (len(row) - n)",
     ),
     mutation(
         "transparent-is-black",

@@ -60,6 +60,25 @@ def test_padding_and_truncation_follow_the_reference(tokenizer, case):
     assert tokenizer(list(zip(first, second, strict=True)), **case["call"]) == case["pairs"]
 
 
+@pytest.mark.parametrize("case", GOLDEN["calls"], ids=lambda case: str(case["call"]))
+def test_tensors_hold_the_numbers_of_the_lists(tokenizer, case):
+    first, second = map(list, zip(*[c["pair"] for c in GOLDEN["pairs"][:2]], strict=True))
+    masks = {"return_special_tokens_mask": True, "return_length": True}
+    for texts in ((GOLDEN_TEXTS[2:6],), (GOLDEN_TEXTS[2],), (first, second), (first[0], second[0])):
+        call = {**case["call"], **masks, "return_tensors": None}
+        if "only_second" in call.values() and len(texts) == 1:
+            continue
+        lists = tokenizer(*texts, **call)
+        if isinstance(texts[0], str):
+            lists = {name: [row] for name, row in lists.items()}
+        elif len(set(map(len, lists["input_ids"]))) > 1:
+            continue  # rows of different lengths make no tensor
+        for kind in ("pt", "np"):
+            arrays = tokenizer(*texts, **{**call, "return_tensors": kind})
+            assert list(arrays) == list(lists)
+            assert {name: array.tolist() for name, array in arrays.items()} == lists
+
+
 def test_texts_already_split_into_words_follow_the_reference(tokenizer):
     words = [["the", "cats,"], ["[SEP]", "HELLO"]]
     assert tokenizer(words, is_split_into_words=True) == GOLDEN["words"]

@@ -12,7 +12,7 @@
    few images, to keep what one layer wrote in the cache for the next (beyond 32 MB it would even be mapped
    and unmapped by the kernel at every layer); late many, to read the weights less often.
 4. **1×1 convolutions over few pixels are matrix products**: a convolution rearranges its weights at every
-   call, which takes longer than so small a product.
+   call, which takes longer than so small a product. Depthwise ones have TensorFlow's padding in the kernel.
 5. **Padding is not computed.** A masked column changes nothing in [CLS]. Texts go through the tower in groups
    of like length, each cut after its longest.
 
@@ -37,7 +37,7 @@ from .model import AlignModel
 from .outputs import ModelOutput
 
 CACHE = 12 * 2**20  # bytes of a stage's widest activation at a time
-FEW_PIXELS = 400  # in all images together
+FEW_PIXELS = 100  # in all images together
 TEXTS = 16  # at a time
 
 
@@ -57,6 +57,25 @@ def fold_batch_norm(layer: ConvNorm) -> None:
     bias = bn.bias.double() - scale * bn.running_mean.double()
     conv.weight, conv.bias = (nn.Parameter(x.to(conv.weight.dtype), False) for x in (weight, bias))
     layer.bn = nn.Identity()
+
+
+def pad_the_kernel(layer: ConvNorm) -> None:
+    """TensorFlow's padding without a copy of the padded activations, in place, for stride 2.
+
+    It pads k//2 − 1 before and k//2 after. With one row and column of zeros before the kernel's own, the
+    windows start one pixel earlier and see the same: so k//2 on both sides, which convolutions do themselves.
+
+    >>> from align_minimal import AlignVisionConfig
+    >>> layer, x = ConvNorm(8, 8, 5, AlignVisionConfig(), stride=2, groups=8).eval(), torch.rand(1, 8, 9, 9)
+    >>> before = layer(x)
+    >>> pad_the_kernel(layer)
+    >>> layer.pad_first, torch.allclose(layer(x), before, atol=1e-6)
+    (None, True)
+    """
+    conv = layer.conv
+    conv.weight = nn.Parameter(F.pad(conv.weight, (1, 0, 1, 0)), False)  # (C_out, C_in/groups, k+1, k+1)
+    conv.padding = (conv.kernel_size[0] // 2, conv.kernel_size[1] // 2)
+    layer.pad_first = None
 
 
 def single(x: Tensor | tuple | None) -> Tensor | tuple | None:
@@ -121,6 +140,8 @@ class ServedVisionModel(nn.Module):
                 fold_batch_norm(layer)
                 if layer.conv.kernel_size == (1, 1):
                     layer.conv = PointwiseConv(layer.conv)
+                if layer.pad_first and layer.conv.groups > 1:
+                    pad_the_kernel(layer)
                 if layer.activation is F.silu:
                     layer.activation = functools.partial(F.silu, inplace=True)
             elif isinstance(layer, MBConv):

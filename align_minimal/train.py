@@ -210,7 +210,7 @@ def new_optimizer(args: argparse.Namespace, model: AlignModel) -> torch.optim.Op
     groups = parameter_groups(model, args.weight_decay)
     if args.optimizer == "lamb":
         return Lamb(groups, lr=args.lr)
-    return torch.optim.AdamW(groups, lr=args.lr, betas=(0.9, 0.98))
+    return torch.optim.AdamW(groups, lr=args.lr, betas=(0.9, 0.98), fused=True)
 
 
 # ---- training ----------------------------------------------------------------------------------------------

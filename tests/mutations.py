@@ -607,6 +607,14 @@ TRAINING = [
         new="F.linear(x.permute(0, 2, 3, 1), self.weight.flatten(1))",
     ),
     mutation(
+        "kernel-padded-on-the-wrong-side",
+        "inference.py",
+        "test_inference.py::test_features_logits_and_embeddings_are_the_model_s",
+        "TensorFlow pads less before than after: the zeros that make up for it come first in the kernel",
+        old="F.pad(conv.weight, (1, 0, 1, 0))",
+        new="F.pad(conv.weight, (0, 1, 0, 1))",
+    ),
+    mutation(
         "last-token-cut",
         "inference.py",
         "test_inference.py::test_what_is_not_padding_has_its_hidden_state",

@@ -38,7 +38,7 @@ from .outputs import ModelOutput
 
 CACHE = 12 * 2**20  # bytes of a stage's widest activation at a time
 FEW_PIXELS = 100  # in all images together
-TEXTS = 16  # at a time
+GROUP = 16 * 768  # texts × hidden size at a time: fewer of a large model's, whose padding costs more
 
 
 def fold_batch_norm(layer: ConvNorm) -> None:
@@ -232,13 +232,14 @@ class ServedTextModel(nn.Module):
         return output if return_dict is not False else output.to_tuple()
 
     def in_groups(self, mask: Tensor, head_mask: Tensor | None, *inputs: Tensor | None) -> ModelOutput:
-        """TEXTS of like length at a time (on a CPU), cut after the longest of them; beyond that, zeros."""
+        """GROUP / hidden size texts of like length at a time, on a CPU, cut after the longest; then zeros."""
         B, T = mask.shape
         lengths = ((mask != 0) * torch.arange(1, T + 1, device=mask.device)).amax(1)  # (B,)
         lengths[lengths == 0] = T  # masked throughout, it attends evenly to all of its tokens
         last = mask.new_zeros(B, T, self.tower.config.hidden_size, dtype=torch.float32)  # (B, T, H)
         pooled = None if self.tower.pooler is None else last.new_zeros(B, last.shape[2])
-        for rows in lengths.argsort().split(TEXTS if mask.device.type == "cpu" else B):
+        count = max(1, GROUP // last.shape[2]) if mask.device.type == "cpu" else B
+        for rows in lengths.argsort().split(count):
             t = int(lengths[rows].max())
             # position_ids may be one row for all texts
             ids, types, positions, embeds = (

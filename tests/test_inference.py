@@ -29,6 +29,11 @@ def model() -> AlignModel:
     return make_model()
 
 
+@pytest.fixture(autouse=True)
+def small_groups(monkeypatch):
+    monkeypatch.setattr(inference, "GROUP", 8 * 128)  # eight texts at a time
+
+
 @pytest.fixture(scope="module")
 def batch() -> dict:
     """19 texts of 1 to 12 tokens, more than two groups, in no order; 5 images, an odd number."""
@@ -119,11 +124,11 @@ def test_hidden_states_and_attentions_come_where_asked_for(model, batch):
 
 @torch.no_grad()
 @pytest.mark.parametrize(
-    ("cache", "few", "texts", "parts"),
-    [(1, 0, 1, [1] * 5), (2**17, 50, 3, [2, 2, 1]), (2**40, 10**9, 99, [5])],
+    ("cache", "few", "group", "parts"),
+    [(1, 0, 1, [1] * 5), (2**17, 50, 3 * 128, [2, 2, 1]), (2**40, 10**9, 10**9, [5])],
 )
-def test_however_many_go_through_at_a_time(model, batch, monkeypatch, cache, few, texts, parts):
-    for name, value in (("CACHE", cache), ("FEW_PIXELS", few), ("TEXTS", texts)):
+def test_however_many_go_through_at_a_time(model, batch, monkeypatch, cache, few, group, parts):
+    for name, value in (("CACHE", cache), ("FEW_PIXELS", few), ("GROUP", group)):
         monkeypatch.setattr(inference, name, value)
     fast, seen = model.for_inference(), []
     fast.vision_model.tower.blocks[2].register_forward_pre_hook(lambda _, inputs: seen.append(len(inputs[0])))

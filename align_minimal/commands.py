@@ -52,6 +52,11 @@ def load(args: argparse.Namespace) -> tuple[AlignModel, AlignProcessor]:
     return model, AlignProcessor.from_pretrained(args.model)
 
 
+def load_for_inference(args: argparse.Namespace) -> tuple[AlignModel, AlignProcessor]:
+    model, processor = load(args)
+    return model.for_inference(), processor
+
+
 def print_json(args: argparse.Namespace, **content) -> None:
     print(json.dumps({"model": args.model, **content}, indent=2))
 
@@ -69,7 +74,7 @@ def run_classify(args: argparse.Namespace, parser: argparse.ArgumentParser) -> N
         parser.error(str(error))
     check_page(args.html)
     found = find_pictures(args.images)
-    classifier = ZeroShotClassifier(*load(args), labels, templates)
+    classifier = ZeroShotClassifier(*load_for_inference(args), labels, templates)
     results = classify(classifier, found, args.top)
     if args.html:
         page.write_page(Path(args.html), "align-minimal classify", page.classification(results))
@@ -178,11 +183,11 @@ def run_evaluate(args: argparse.Namespace, parser: argparse.ArgumentParser) -> N
         labels = read_labels(Path(args.zero_shot))
         pictures = [picture for folder in args.data for picture in read_labelled(Path(folder), labels)]
         templates = TEMPLATES if args.ensemble else ["{}"]
-        classifier = ZeroShotClassifier(*load(args), list(labels.values()), templates)
+        classifier = ZeroShotClassifier(*load_for_inference(args), list(labels.values()), templates)
         result, print_result = zero_shot_accuracy(classifier, pictures), print_accuracy
     else:
         pairs = Pairs(args.data)
-        result, print_result = evaluate(*load(args), pairs), print_recall
+        result, print_result = evaluate(*load_for_inference(args), pairs), print_recall
     if args.json:
         print_json(args, **result)
     else:
@@ -195,7 +200,7 @@ def run_demo(args: argparse.Namespace, parser: argparse.ArgumentParser) -> None:
     check_device(args.device, parser)
     demo.import_gradio()
     demo.check_address(args.host, args.port)
-    demo.serve(*load(args), args.host, args.port)
+    demo.serve(*load_for_inference(args), args.host, args.port)
 
 
 def run_train(args: argparse.Namespace, parser: argparse.ArgumentParser) -> int | None:

@@ -284,5 +284,7 @@ class ServedModel(AlignModel):
         raise RuntimeError("a model made by for_inference cannot be saved; save the one it was made from")
 
     def for_inference(self, dtype: torch.dtype | None = None) -> AlignModel:
-        """RuntimeError: it is one already."""
-        raise RuntimeError("this model was made by for_inference already; call it on the original")
+        """Itself; RuntimeError if asked for a dtype, as what was rounded stays rounded."""
+        if dtype is not None:
+            raise RuntimeError("this model was made by for_inference; call it on the original for a dtype")
+        return self

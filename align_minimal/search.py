@@ -152,7 +152,8 @@ class ImageIndex:
         missing = {path: key for key, path in self.pictures.items() if key not in known}
         fresh: dict[bytes, Tensor] = {}
         saved, cost = time.monotonic(), 0.0
-        images = embed_images(self.model, self.processor, [(str(path), path) for path in missing])
+        model = self.model.for_inference() if missing else self.model
+        images = embed_images(model, self.processor, [(str(path), path) for path in missing])
         bar = tqdm(images, "indexing", len(missing), unit="picture", leave=False)
         try:
             for name, embed in readable(bar, required=False):

@@ -30,7 +30,7 @@ def checkpoint(tmp_path_factory) -> Path:
     preset["text_config"]["vocab_size"] = len(tokenizer)
     torch.manual_seed(0)
     model = AlignModel(AlignConfig.from_dict(preset))
-    healthy(model, sample=torch.rand(8, 3, 64, 64)).save_pretrained(folder)
+    healthy(model, sample=4 * torch.rand(8, 3, 64, 64) - 2).save_pretrained(folder)  # pixels as processed
     size = {"height": 64, "width": 64}
     AlignProcessor(EfficientNetImageProcessor(size=size, resample=2), tokenizer).save_pretrained(folder)
     return folder

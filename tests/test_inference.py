@@ -1,6 +1,7 @@
 """The fast path gives the clear path's numbers, for every kind of input, and leaves the model as it was."""
 
 import copy
+import functools
 
 import pytest
 import torch
@@ -220,7 +221,9 @@ def test_after_training_it_is_the_trained_model(batch):
 def test_what_it_cannot_do_it_says(model, tmp_path):
     fast = model.for_inference()
     fast.eval()
-    for refused in (fast.train, lambda: fast.save_pretrained(tmp_path / "saved"), fast.for_inference):
+    assert fast.for_inference() is fast
+    again = functools.partial(fast.for_inference, torch.bfloat16)
+    for refused in (fast.train, lambda: fast.save_pretrained(tmp_path / "saved"), again):
         with pytest.raises(RuntimeError, match="for_inference"):
             refused()
     assert not (tmp_path / "saved").exists()

@@ -11,13 +11,14 @@
    ones small activations and large weights. So each stage takes the batch in parts of its own size: early a
    few images, to keep what one layer wrote in the cache for the next (beyond 32 MB it would even be mapped
    and unmapped by the kernel at every layer); late many, to read the weights less often.
-4. **1×1 convolutions over few pixels are matrix products**: a convolution rearranges its weights at every
-   call, which takes longer than so small a product. Depthwise ones have TensorFlow's padding in the kernel.
+4. **Weights are packed once.** A 1×1 convolution is a matrix product over pixels; its weights are brought
+   into the order that the product reads when the model is made, not at every call. Depthwise convolutions
+   have TensorFlow's padding in the kernel.
 5. **Padding is not computed.** A masked column changes nothing in [CLS]. Texts go through the tower in groups
    of like length, each cut after its longest.
 
-But: it can be neither trained nor saved; keep the model that it was made from. Hidden states of what is
-padding are zeros where they are not computed.
+But: it can be neither trained, saved nor moved to another device, and gives no gradients; keep the model that
+it was made from. Hidden states of what is padding are zeros where they are not computed.
 """
 
 from __future__ import annotations
@@ -37,7 +38,6 @@ from .model import AlignModel
 from .outputs import ModelOutput
 
 CACHE = 12 * 2**20  # bytes of a stage's widest activation at a time
-FEW_PIXELS = 100  # in all images together
 GROUP = 16 * 768  # texts × hidden size at a time: fewer of a large model's, whose padding costs more
 
 
@@ -87,8 +87,36 @@ def single(x: Tensor | tuple | None) -> Tensor | tuple | None:
     return tuple(map(single, x)) if isinstance(x, tuple) else x if x is None else x.float()
 
 
-class PointwiseConv(nn.Conv2d):
-    """A folded 1×1 convolution, as a matrix product over few pixels. (B, C_in, H, W) → (B, C_out, H, W).
+def pack(weight: Tensor) -> Tensor | None:
+    """(C_out, C_in) in the order in which oneDNN's matrix product reads it; None where there is no oneDNN.
+
+    A convolution or linear layer brings its weights into that order at every call. The two operators are
+    PyTorch's own, but not part of its public interface: torch.compile uses them on CPUs.
+
+    >>> packed = pack(torch.eye(4))
+    >>> packed is None or multiply(torch.ones(2, 4), packed, torch.zeros(4)).sum().item() == 8
+    True
+    """
+    known = weight.dtype in (torch.float32, torch.bfloat16) and weight.device.type == "cpu"
+    if not (
+        known and torch.backends.mkldnn.is_available() and hasattr(torch.ops.mkldnn, "_linear_pointwise")
+    ):
+        return None
+    return torch.ops.mkldnn._reorder_linear_weight(weight.detach().contiguous())
+
+
+def multiply(x: Tensor, packed: Tensor, bias: Tensor) -> Tensor:
+    """x · Wᵀ + bias. (…, C_in) → (…, C_out)
+
+    >>> packed = pack(torch.eye(4))
+    >>> packed is None or multiply(torch.ones(2, 4), packed, torch.zeros(4)).shape
+    torch.Size([2, 4])
+    """
+    return torch.ops.mkldnn._linear_pointwise(x, packed, bias, "none", [], "")
+
+
+class PointwiseConv(nn.Module):
+    """A folded 1×1 convolution, as the matrix product that it is. (B, C_in, H, W) → (B, C_out, H, W).
 
     >>> conv, x = nn.Conv2d(8, 4, 1), torch.rand(1, 8, 3, 3)
     >>> torch.allclose(PointwiseConv(conv)(x), conv(x), atol=1e-6)
@@ -96,13 +124,15 @@ class PointwiseConv(nn.Conv2d):
     """
 
     def __init__(self, conv: nn.Conv2d):
-        nn.Module.__init__(self)
-        self.__dict__.update(conv.__dict__)  # the same parameters
+        super().__init__()
+        self.out_channels, self.bias = conv.out_channels, conv.bias
+        self.packed = pack(conv.weight.flatten(1))
+        self.weight = conv.weight if self.packed is None else None  # not both: they are most of the tower
 
     def forward(self, x: Tensor) -> Tensor:
-        if len(x) * x.shape[2] * x.shape[3] > FEW_PIXELS:
-            return super().forward(x)
-        return F.linear(x.permute(0, 2, 3, 1), self.weight.flatten(1), self.bias).permute(0, 3, 1, 2)
+        if self.packed is None:
+            return F.conv2d(x, self.weight, self.bias)
+        return multiply(x.permute(0, 2, 3, 1), self.packed, self.bias).permute(0, 3, 1, 2)
 
 
 class ServedSqueezeExcite(nn.Module):
@@ -138,21 +168,24 @@ class ServedVisionModel(nn.Module):
         for layer in tower.modules():
             if isinstance(layer, ConvNorm):
                 fold_batch_norm(layer)
-                if layer.conv.kernel_size == (1, 1):
-                    layer.conv = PointwiseConv(layer.conv)
                 if layer.pad_first and layer.conv.groups > 1:
                     pad_the_kernel(layer)
                 if layer.activation is F.silu:
                     layer.activation = functools.partial(F.silu, inplace=True)
+        tower.to(dtype=dtype, memory_format=torch.channels_last)
+        for layer in tower.modules():
+            if isinstance(layer, ConvNorm) and layer.conv.kernel_size == (1, 1):
+                layer.conv = PointwiseConv(layer.conv)
             elif isinstance(layer, MBConv):
                 layer.squeeze_excite = ServedSqueezeExcite(layer.squeeze_excite)
-        self.tower = tower.to(dtype=dtype, memory_format=torch.channels_last)
+        self.tower = tower
         self.stages: list[nn.Sequential] = [nn.Sequential()]  # each but the last ends where stride is 2
         for block in tower.blocks:
             self.stages[-1].append(block)
             if block.depthwise.conv.stride == (2, 2):
                 self.stages.append(nn.Sequential())
 
+    @torch.no_grad()
     def forward(
         self,
         pixel_values: Tensor | None = None,
@@ -186,7 +219,7 @@ def in_parts(stage: nn.Module, x: Tensor) -> Tensor:
     >>> in_parts(nn.Conv2d(3, 8, 1), torch.rand(5, 3, 32, 32)).shape
     torch.Size([5, 8, 32, 32])
     """
-    widest = max(layer.out_channels for layer in stage.modules() if isinstance(layer, nn.Conv2d))
+    widest = max(getattr(layer, "out_channels", 0) for layer in stage.modules())
     size = x[:, :1].numel() * widest * x.element_size()
     parts = x.chunk(max(1, math.ceil(size / CACHE)) if x.device.type == "cpu" else 1)  # of like sizes
     return stage(x) if len(parts) == 1 else torch.cat([stage(part) for part in parts])
@@ -206,6 +239,7 @@ class ServedTextModel(nn.Module):
         super().__init__()
         self.tower = tower.to(dtype)
 
+    @torch.no_grad()
     def forward(
         self,
         input_ids: Tensor | None = None,
@@ -278,6 +312,13 @@ class ServedModel(AlignModel):
                 "a model made by for_inference cannot be trained; train the one it was made from"
             )
         return super().train(False)
+
+    def _apply(self, convert, recurse: bool = True) -> ServedModel:
+        """What `to`, `cuda`, `half`, … call. RuntimeError if it would change anything: weights are packed."""
+        after = convert(self.temperature.detach())
+        if (after.device, after.dtype) != (self.temperature.device, self.temperature.dtype):
+            raise RuntimeError("a model made by for_inference cannot be moved or converted; do so before")
+        return self
 
     def save_pretrained(self, directory) -> None:
         """RuntimeError: no other program would know what was folded."""

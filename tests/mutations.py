@@ -599,12 +599,12 @@ TRAINING = [
         new="torch.cat([stage(parts[0]) for part in parts])",
     ),
     mutation(
-        "small-product-without-its-bias",
+        "product-without-its-bias",
         "inference.py",
         "test_inference.py::test_however_many_go_through_at_a_time",
         "a folded convolution has a bias: BatchNorm's shift",
-        old="F.linear(x.permute(0, 2, 3, 1), self.weight.flatten(1), self.bias)",
-        new="F.linear(x.permute(0, 2, 3, 1), self.weight.flatten(1))",
+        old="multiply(x.permute(0, 2, 3, 1), self.packed, self.bias)",
+        new="multiply(x.permute(0, 2, 3, 1), self.packed, 0 * self.bias)",
     ),
     mutation(
         "kernel-padded-on-the-wrong-side",

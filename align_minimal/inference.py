@@ -38,6 +38,7 @@ from .model import AlignModel
 from .outputs import ModelOutput
 
 CACHE = 12 * 2**20  # bytes of a stage's widest activation at a time
+SMALL = 2**16  # numbers: of smaller weights, the overhead of packed ones outweighs what they save
 GROUP = 16 * 768  # texts × hidden size at a time: fewer of a large model's, whose padding costs more
 
 
@@ -88,15 +89,13 @@ def single(x: Tensor | tuple | None) -> Tensor | tuple | None:
 
 
 def pack(weight: Tensor) -> Tensor | None:
-    """(C_out, C_in) in the order in which oneDNN's matrix product reads it; None where there is no oneDNN.
+    """(C_out, C_in) in the order in which oneDNN's matrix product reads it; None if small or without oneDNN.
 
-    A convolution or linear layer brings its weights into that order at every call. The two operators are
-    PyTorch's own, but not part of its public interface: torch.compile uses them on CPUs.
-
-    >>> packed = pack(torch.eye(4))
-    >>> packed is None or multiply(torch.ones(2, 4), packed, torch.zeros(4)).sum().item() == 8
+    >>> pack(torch.eye(4)) is None
     True
     """
+    if weight.numel() <= SMALL:
+        return None
     known = weight.dtype in (torch.float32, torch.bfloat16) and weight.device.type == "cpu"
     if not (
         known and torch.backends.mkldnn.is_available() and hasattr(torch.ops.mkldnn, "_linear_pointwise")
@@ -105,14 +104,25 @@ def pack(weight: Tensor) -> Tensor | None:
     return torch.ops.mkldnn._reorder_linear_weight(weight.detach().contiguous())
 
 
-def multiply(x: Tensor, packed: Tensor, bias: Tensor) -> Tensor:
-    """x · Wᵀ + bias. (…, C_in) → (…, C_out)
+class PackedLinear(nn.Module):
+    """nn.Linear, its weights packed where they can be. (…, C_in) → (…, C_out)
 
-    >>> packed = pack(torch.eye(4))
-    >>> packed is None or multiply(torch.ones(2, 4), packed, torch.zeros(4)).shape
-    torch.Size([2, 4])
+    The operators are PyTorch's own, but not of its public interface: torch.compile uses them on CPUs.
+
+    >>> layer, x = nn.Linear(8, 4), torch.rand(2, 8)
+    >>> torch.allclose(PackedLinear(layer.weight, layer.bias)(x), layer(x), atol=1e-6)
+    True
     """
-    return torch.ops.mkldnn._linear_pointwise(x, packed, bias, "none", [], "")
+
+    def __init__(self, weight: Tensor, bias: Tensor):
+        super().__init__()
+        self.packed, self.bias = pack(weight), bias
+        self.weight = weight if self.packed is None else None  # not both: they are most of the model
+
+    def forward(self, x: Tensor) -> Tensor:
+        if self.packed is None:
+            return F.linear(x, self.weight, self.bias)
+        return torch.ops.mkldnn._linear_pointwise(x, self.packed, self.bias, "none", [], "")
 
 
 class PointwiseConv(nn.Module):
@@ -125,14 +135,11 @@ class PointwiseConv(nn.Module):
 
     def __init__(self, conv: nn.Conv2d):
         super().__init__()
-        self.out_channels, self.bias = conv.out_channels, conv.bias
-        self.packed = pack(conv.weight.flatten(1))
-        self.weight = conv.weight if self.packed is None else None  # not both: they are most of the tower
+        self.out_channels = conv.out_channels
+        self.linear = PackedLinear(conv.weight.flatten(1), conv.bias)
 
     def forward(self, x: Tensor) -> Tensor:
-        if self.packed is None:
-            return F.conv2d(x, self.weight, self.bias)
-        return multiply(x.permute(0, 2, 3, 1), self.packed, self.bias).permute(0, 3, 1, 2)
+        return self.linear(x.permute(0, 2, 3, 1)).permute(0, 3, 1, 2)
 
 
 class ServedSqueezeExcite(nn.Module):
@@ -175,7 +182,8 @@ class ServedVisionModel(nn.Module):
         tower.to(dtype=dtype, memory_format=torch.channels_last)
         for layer in tower.modules():
             if isinstance(layer, ConvNorm) and layer.conv.kernel_size == (1, 1):
-                layer.conv = PointwiseConv(layer.conv)
+                pointwise = PointwiseConv(layer.conv)
+                layer.conv = pointwise if pointwise.linear.packed is not None else layer.conv
             elif isinstance(layer, MBConv):
                 layer.squeeze_excite = ServedSqueezeExcite(layer.squeeze_excite)
         self.tower = tower
@@ -238,6 +246,10 @@ class ServedTextModel(nn.Module):
     def __init__(self, tower: AlignTextModel, dtype: torch.dtype | None):
         super().__init__()
         self.tower = tower.to(dtype)
+        for layer in self.tower.modules():
+            for name, inner in layer.named_children():
+                if isinstance(inner, nn.Linear):
+                    setattr(layer, name, PackedLinear(inner.weight, inner.bias))
 
     @torch.no_grad()
     def forward(

@@ -603,8 +603,8 @@ TRAINING = [
         "inference.py",
         "test_inference.py::test_however_many_go_through_at_a_time",
         "a folded convolution has a bias: BatchNorm's shift",
-        old="multiply(x.permute(0, 2, 3, 1), self.packed, self.bias)",
-        new="multiply(x.permute(0, 2, 3, 1), self.packed, 0 * self.bias)",
+        old='_linear_pointwise(x, self.packed, self.bias, "none", [], "")',
+        new='_linear_pointwise(x, self.packed, 0 * self.bias, "none", [], "")',
     ),
     mutation(
         "kernel-padded-on-the-wrong-side",

@@ -31,8 +31,9 @@ def model() -> AlignModel:
 
 
 @pytest.fixture(autouse=True)
-def small_groups(monkeypatch):
+def as_of_a_large_model(monkeypatch):
     monkeypatch.setattr(inference, "GROUP", 8 * 128)  # eight texts at a time
+    monkeypatch.setattr(inference, "SMALL", 0)  # weights of any size are packed
 
 
 @pytest.fixture(scope="module")
@@ -141,6 +142,8 @@ def test_however_many_go_through_at_a_time(model, batch, monkeypatch, cache, gro
 
 @torch.no_grad()
 def test_without_packed_weights_the_numbers_are_the_same(model, batch, monkeypatch):
+    if torch.backends.mkldnn.is_available():
+        assert model.for_inference().vision_model.tower.blocks[0].project.conv.linear.packed is not None
     monkeypatch.setattr(inference, "pack", lambda weight: None)  # a machine, or a type, without oneDNN
     assert_close(model.for_inference()(**batch).image_embeds, model(**batch).image_embeds, 1e-5)
     half = model.for_inference(torch.float16)  # has none anyway

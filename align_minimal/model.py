@@ -53,8 +53,8 @@ class AlignModel(PretrainedModel):
     def for_inference(self, dtype: torch.dtype | None = None) -> AlignModel:
         """A copy that is ready to serve: the same numbers, faster (see inference.py).
 
-        `dtype`, say torch.bfloat16, is its towers'; pixels and results are float32 whatever it is. It stays on
-        this model's device, and can be neither trained nor saved.
+        `dtype`, say torch.bfloat16, is its towers'; pixels and results are float32 whatever it is. It stays
+        on this model's device, and can be neither trained nor saved.
         """
         from .inference import ServedModel
 

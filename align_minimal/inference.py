@@ -119,6 +119,9 @@ class PackedLinear(nn.Module):
         self.packed, self.bias = pack(weight), bias
         self.weight = weight if self.packed is None else None  # not both: they are most of the model
 
+    def __deepcopy__(self, memo: dict) -> PackedLinear:
+        return self  # packed weights cannot be copied, and nothing here ever changes
+
     def forward(self, x: Tensor) -> Tensor:
         if self.packed is None:
             return F.linear(x, self.weight, self.bias)

@@ -219,6 +219,13 @@ def test_the_model_stays_as_it_was_and_can_go_on_learning(batch):
     assert not served & {t.data_ptr() for t in model.state_dict().values()}
 
 
+@torch.no_grad()
+def test_it_can_be_copied(model, batch):
+    fast = model.for_inference()
+    copied = copy.deepcopy(fast)(**batch)
+    assert torch.equal(copied.logits_per_text, fast(**batch).logits_per_text)
+
+
 def test_after_training_it_is_the_trained_model(batch):
     model = make_model().train()
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1)

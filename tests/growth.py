@@ -16,7 +16,6 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
-import matplotlib.pyplot as plt
 import numpy as np
 import torch
 
@@ -117,6 +116,8 @@ def training(pairs: int, chunk: int | None) -> Callable:
 
 
 def draw(measured: list[tuple[str, list[Line]]], path: Path) -> None:
+    import matplotlib.pyplot as plt  # here, as collecting the tests imports this file
+
     figure, axes = plt.subplots(2, len(measured), figsize=(4 * len(measured), 6.4), layout="constrained")
     for column, (label, lines) in zip(axes.T, measured, strict=True):
         for axis, cost, unit in zip(column, ("seconds", "megabytes"), ("seconds", "MB"), strict=True):

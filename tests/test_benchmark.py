@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from tests.benchmark import ROWS, Work, in_words, measure, peak_of, unseen_words
+from tests.growth import slope
 
 README = Path(__file__).parent.parent / "README.md"
 
@@ -60,7 +61,4 @@ def test_readme_has_a_row_for_each_row():
 
 
 def test_a_slope_is_the_power_of_growth():
-    pytest.importorskip("matplotlib", reason="matplotlib is not installed")
-    from tests.growth import slope
-
     assert slope([1, 2, 4, 8], [100, 100, 16, 64]) == pytest.approx(2)

@@ -1,6 +1,6 @@
 """This package beside Hugging Face: the same weights and inputs, in turns, in one process, as one table.
 
-    python -m tests.benchmark                       # README's table: six minutes on two cores
+    python -m tests.benchmark                       # README's table: a quarter of an hour on two cores
     python -m tests.benchmark image-8 tokenizer     # some of its rows
 
 A row is one process. Both sides run once to warm up and then in turns, so that what else the machine does

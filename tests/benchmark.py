@@ -6,8 +6,8 @@
 A row is one process. Both sides run once to warm up and then in turns, so that what else the machine does
 meets both: *ratio* is the median of theirs / ours over the pairs. *Error* is ‖ours − theirs‖ / ‖theirs‖ of
 what they return. *Limit* is the time that the arithmetic alone would take at the rate of a large matrix
-product, or that the bytes would take at the rate of a copy, both measured here first. *Faults* are pages that
-the kernel had to map in one call. The last columns repeat the row where malloc may keep large blocks
+product, or that the bytes would take at the rate of a copy, both measured here too. *Faults* are pages that
+the kernel had to map in one call. The last column repeats the row where malloc may keep large blocks
 (MALLOC_MMAP_THRESHOLD_), which spares Hugging Face most of its faults; nobody sets that, so it is not the
 ratio that counts. *Peak* is the memory that one call takes, in a process of its own.
 

@@ -94,14 +94,16 @@ def pack(weight: Tensor) -> Tensor | None:
     >>> pack(torch.eye(4)) is None
     True
     """
-    if weight.numel() <= SMALL:
+    if weight.numel() <= SMALL or weight.device.type != "cpu" or not torch.backends.mkldnn.is_available():
         return None
-    known = weight.dtype in (torch.float32, torch.bfloat16) and weight.device.type == "cpu"
-    if not (
-        known and torch.backends.mkldnn.is_available() and hasattr(torch.ops.mkldnn, "_linear_pointwise")
-    ):
+    operators = torch.ops.mkldnn
+    if weight.dtype == torch.bfloat16:
+        known = operators._is_mkldnn_bf16_supported()  # not by every processor
+    else:
+        known = weight.dtype == torch.float32
+    if not known or not hasattr(operators, "_linear_pointwise"):
         return None
-    return torch.ops.mkldnn._reorder_linear_weight(weight.detach().contiguous())
+    return operators._reorder_linear_weight(weight.detach().contiguous())
 
 
 class PackedLinear(nn.Module):

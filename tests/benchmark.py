@@ -174,7 +174,9 @@ def image(folder: Path, images: int, dtype: torch.dtype = torch.float32, pairs: 
         lambda: ours.vision_model(pixels).pooler_output,
         lambda: images * arithmetic(model, "vision_model", one) / product_rate(dtype),
         pairs,
-        lambda: theirs.to(dtype).vision_model(pixels.to(dtype)).pooler_output,
+        None
+        if dtype == torch.float32
+        else lambda: theirs.to(dtype).vision_model(pixels.to(dtype)).pooler_output,
     )
 
 
@@ -253,12 +255,11 @@ def training_step(folder: Path, longest: bool) -> Work:
 
     torch.manual_seed(0)
     config, pixels = AlignConfig.preset("emoji"), torch.randn(128, 3, 64, 64)
-    config.text_config.vocab_size = 30522
     ours = healthy(AlignModel(config), sample=pixels)
     theirs = copy_to_hugging_face(ours, transformers.AlignModel(transformers.AlignConfig(**config.to_dict())))
     encoder = PairEncoder(ours, "float32")
     tokenizers, texts = [p.tokenizer for p in both_processors(folder)], captions(128)
-    options = dict(truncation=True, max_length=TOKENS, return_tensors="pt")
+    padding = True if longest else "max_length"
     optimizers = {id(m): torch.optim.AdamW(m.parameters(), lr=1e-6, fused=True) for m in (theirs, ours)}
 
     def learn(model, loss: Tensor, names: tuple[str, str]) -> Tensor:
@@ -268,14 +269,14 @@ def training_step(folder: Path, longest: bool) -> Work:
         return torch.cat([model.get_parameter(name).grad.flatten() for name in names])
 
     def their_step() -> Tensor:
-        ids = tokenizers[0](texts, padding="max_length", **options)
+        ids = tokenizers[0](texts, **PADDED)
         loss = theirs.train()(pixel_values=pixels, return_loss=True, **ids).loss
         return learn(
             theirs, loss, (hugging_face_key("vision_model.stem.conv.weight"), "text_projection.weight")
         )
 
     def our_step() -> Tensor:
-        ids = tokenizers[1](texts, padding=True if longest else "max_length", **options)
+        ids = tokenizers[1](texts, **PADDED | {"padding": padding})
         loss = contrastive_loss(*encoder.train()(Batch(pixel_values=pixels, **ids)))
         return learn(ours, loss, ("vision_model.stem.conv.weight", "text_projection.weight"))
 

@@ -35,7 +35,7 @@ def build_parser(command: str | None) -> argparse.ArgumentParser:
         description="Train both towers by the paper's recipe: contrastive loss, LAMB, warm-up, linear decay.",
     )
     if command == "train":
-        from .train_options import add_arguments
+        from .training.options import add_arguments
 
         add_arguments(train)
     return parser
@@ -148,7 +148,7 @@ def positive_number(text: str) -> float:
 
 
 def add_model_arguments(parser: argparse.ArgumentParser) -> None:
-    from .hub import weights_folder
+    from .support.hub import weights_folder
 
     parser.add_argument(
         "--model",
@@ -182,7 +182,7 @@ def main(argv: list[str] | None = None) -> int:
         if hasattr(stream, "reconfigure"):
             stream.reconfigure(errors="backslashreplace")
     try:
-        from .commands import RUN
+        from .commands.commands import RUN
 
         status = RUN[args.command](args, parser)
         sys.stdout.flush()

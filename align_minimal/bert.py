@@ -16,7 +16,7 @@ from torch import Tensor
 
 from .checkpoint import PretrainedModel
 from .config import AlignTextConfig, get_activation
-from .outputs import ModelOutput
+from .support.outputs import ModelOutput
 
 
 class BertEmbeddings(nn.Module):

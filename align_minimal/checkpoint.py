@@ -18,7 +18,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
-from .hub import find_file, write_atomically
+from .support.hub import find_file, write_atomically
 
 # Ours → theirs, applied as substrings, top to bottom. What no row matches is spelled alike on both sides.
 KEY_MAP = (

@@ -18,7 +18,7 @@ from typing import Any, ClassVar
 
 import torch.nn.functional as F
 
-from .hub import find_file, read_json, write_json
+from .support.hub import find_file, read_json, write_json
 
 ACTIVATIONS: dict[str, Callable] = {
     "gelu": F.gelu,  # the exact one, x·Φ(x)

@@ -47,7 +47,7 @@ def contrastive_loss(
     if not sigma > 0:
         raise ValueError(f"temperature must be above 0, not {sigma}")
     if tile is not None or distributed:
-        from .large_batch import tiled_loss
+        from .training.large_batch import tiled_loss
 
         return tiled_loss(text_embeds, image_embeds, temperature, label_smoothing, tile, distributed)
     logits = text_embeds @ image_embeds.T / temperature  # (B, B): row = text, column = image

@@ -19,7 +19,7 @@ from torch import Tensor
 
 from .checkpoint import PretrainedModel
 from .config import AlignVisionConfig, get_activation
-from .outputs import ModelOutput
+from .support.outputs import ModelOutput
 
 
 def round_filters(channels: int, config: AlignVisionConfig) -> int:

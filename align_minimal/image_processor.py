@@ -27,8 +27,8 @@ import torch
 from PIL import Image, ImageOps, UnidentifiedImageError
 
 from .config import check_keywords
-from .hub import find_file, read_json, write_json
-from .outputs import Batch
+from .support.hub import find_file, read_json, write_json
+from .support.outputs import Batch
 
 Size = int | Sequence[int] | dict[str, int]
 Picture = Image.Image | np.ndarray | torch.Tensor

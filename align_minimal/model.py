@@ -18,7 +18,7 @@ from .checkpoint import PretrainedModel
 from .config import AlignConfig
 from .contrastive import contrastive_loss
 from .efficientnet import AlignVisionModel, round_filters
-from .outputs import ModelOutput
+from .support.outputs import ModelOutput
 
 
 class AlignModel(PretrainedModel):
@@ -56,7 +56,7 @@ class AlignModel(PretrainedModel):
         `dtype`, say torch.bfloat16, is its towers'; pixels and results are float32 whatever it is. It stays
         on this model's device, and can be neither trained nor saved.
         """
-        from .inference import ServedModel
+        from .using.inference import ServedModel
 
         return ServedModel(self, dtype)
 

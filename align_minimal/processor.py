@@ -17,7 +17,7 @@ from PIL import Image
 
 from .config import check_keywords
 from .image_processor import EfficientNetImageProcessor, Picture
-from .outputs import Batch
+from .support.outputs import Batch
 from .tokenizer import BertTokenizer
 
 

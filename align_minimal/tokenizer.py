@@ -20,8 +20,8 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from .hub import find_file, read_json, write_atomically, write_json
-from .outputs import Batch
+from .support.hub import find_file, read_json, write_atomically, write_json
+from .support.outputs import Batch
 from .wordpiece import MAX_WORD, clean, learn_pieces, lower, split_words, wordpiece
 
 MAX_REMEMBERED = 100_000  # words

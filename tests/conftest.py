@@ -25,7 +25,7 @@ def pytest_addoption(parser):
 
 def pytest_cmdline_main(config):
     if config.option.layers:
-        from tests import layers
+        from tests.lab import layers
 
         print(layers.listing())
         return 0
@@ -33,7 +33,7 @@ def pytest_cmdline_main(config):
 
 def pytest_configure(config):
     if config.option.layer and not config.option.layers:
-        from tests import layers
+        from tests.lab import layers
 
         config.stash[REPLACED] = layers.replace(config.option.layer)
         if config.option.tbstyle == "auto":  # what layers.py says comes last, and mostly alone
@@ -43,15 +43,15 @@ def pytest_configure(config):
 
 def pytest_ignore_collect(collection_path, config):
     if REPLACED in config.stash and collection_path.suffix == ".py":
-        from tests import layers
+        from tests.lab import layers
 
         wanted = {name for layer in config.stash[REPLACED] for name in layers.files(layer.block)}
-        return collection_path.name not in wanted or None
+        return "/".join(collection_path.parts[-2:]) not in wanted or None
 
 
 def pytest_collection_modifyitems(config, items):
     if REPLACED in config.stash:
-        from tests import layers
+        from tests.lab import layers
 
         chosen = {i for i in items if any(layers.concerns(r.block, i.nodeid) for r in config.stash[REPLACED])}
         config.hook.pytest_deselected(items=[i for i in items if i not in chosen])
@@ -61,7 +61,7 @@ def pytest_collection_modifyitems(config, items):
 def pytest_terminal_summary(terminalreporter, config):
     failed = bool(terminalreporter.stats.get("failed") or terminalreporter.stats.get("error"))
     for replacement in config.stash.get(REPLACED, []):
-        from tests import layers
+        from tests.lab import layers
 
         told = layers.summary(replacement, failed)
         if told:

@@ -37,13 +37,13 @@ from torch import Tensor
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # run from a checkout without installing
 from align_minimal import AlignConfig, AlignModel, AlignProcessor, contrastive_loss
-from align_minimal.data import BatchStream, Pair, Pairs, Prepare, read_folder
-from align_minimal.hub import write_atomically, write_json
-from align_minimal.lamb import parameter_groups
-from align_minimal.retrieval import evaluate
+from align_minimal.support.hub import write_atomically, write_json
 from align_minimal.tokenizer import BertTokenizer
-from align_minimal.train import PairEncoder, learning_rate, new_image_processor
-from align_minimal.train_options import positive
+from align_minimal.training.lamb import parameter_groups
+from align_minimal.training.loop import PairEncoder, learning_rate, new_image_processor
+from align_minimal.training.options import positive
+from align_minimal.training.pairs import BatchStream, Pair, Pairs, Prepare, read_folder
+from align_minimal.using.retrieval import evaluate
 
 DESIGNERS, HELD_OUT = ("twemoji", "openmoji", "emojitwo", "fxemoji"), "fluent"
 BATCH, RATE, SIDE, VOCABULARY = 256, 2e-3, 32, 4000

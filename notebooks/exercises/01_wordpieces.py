@@ -25,8 +25,8 @@ from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
-from align_minimal.hub import find_file, read_json, write_atomically, write_json
-from align_minimal.outputs import Batch
+from align_minimal.support.hub import find_file, read_json, write_atomically, write_json
+from align_minimal.support.outputs import Batch
 from align_minimal.tokenizer import check_vocabulary
 from align_minimal.wordpiece import MAX_WORD
 

@@ -33,9 +33,9 @@ import torch
 from PIL import Image
 
 from align_minimal.config import check_keywords
-from align_minimal.hub import find_file, read_json, write_json
 from align_minimal.image_processor import Picture, Size
-from align_minimal.outputs import Batch
+from align_minimal.support.hub import find_file, read_json, write_json
+from align_minimal.support.outputs import Batch
 from align_minimal.tokenizer import BertTokenizer
 
 

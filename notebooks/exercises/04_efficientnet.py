@@ -22,7 +22,7 @@ from torch import Tensor
 from align_minimal.checkpoint import PretrainedModel
 from align_minimal.config import AlignVisionConfig, get_activation
 from align_minimal.efficientnet import BlockSpec, ConvNorm, MBConv, check_pixel_values
-from align_minimal.outputs import ModelOutput
+from align_minimal.support.outputs import ModelOutput
 
 
 def round_filters(channels: int, config: AlignVisionConfig) -> int:

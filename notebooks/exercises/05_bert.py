@@ -27,7 +27,7 @@ from torch import Tensor
 from align_minimal.bert import check_text
 from align_minimal.checkpoint import PretrainedModel
 from align_minimal.config import AlignTextConfig, get_activation
-from align_minimal.outputs import ModelOutput
+from align_minimal.support.outputs import ModelOutput
 
 
 class BertEmbeddings(nn.Module):

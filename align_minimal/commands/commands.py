@@ -1,0 +1,229 @@
+"""What each command does once its flags are read: results to stdout, or a one-line ValueError or OSError."""
+
+from __future__ import annotations
+
+import argparse
+import csv
+import json
+import re
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+from tqdm import tqdm
+
+from ..image_processor import load_image
+from ..model import AlignModel
+from ..processor import AlignProcessor
+from ..training.pairs import Pairs
+from ..using.pictures import find_pictures
+from ..using.retrieval import embed_images, evaluate, print_recall, readable
+from ..using.search import ImageIndex
+from ..using.trace import trace_pair
+from ..using.zero_shot import (
+    TEMPLATES,
+    ZeroShotClassifier,
+    check_labels,
+    print_accuracy,
+    read_labelled,
+    read_labels,
+    zero_shot_accuracy,
+)
+from . import page
+
+
+def check_device(name: str, parser: argparse.ArgumentParser) -> None:
+    """A usage error unless this machine's PyTorch can use the device called `name`."""
+    try:
+        torch.empty(0, device=name).cpu()
+    except (RuntimeError, AssertionError, NotImplementedError) as error:
+        parser.error(f"--device {name}: {str(error).splitlines()[0]}")
+
+
+def check_page(path: str | None) -> None:
+    """The cheap mistake first: what cannot be a file is refused before any work is done."""
+    if path and Path(path).is_dir():
+        raise IsADirectoryError(f"{path}: a folder; --html takes a file")
+
+
+def load(args: argparse.Namespace) -> tuple[AlignModel, AlignProcessor]:
+    model = AlignModel.from_pretrained(args.model).to(args.device)
+    return model, AlignProcessor.from_pretrained(args.model)
+
+
+def load_for_inference(args: argparse.Namespace) -> tuple[AlignModel, AlignProcessor]:
+    model, processor = load(args)
+    return model.for_inference(), processor
+
+
+def print_json(args: argparse.Namespace, **content) -> None:
+    print(json.dumps({"model": args.model, **content}, indent=2))
+
+
+# ---- classify ----------------------------------------------------------------------------------------------
+
+
+def run_classify(args: argparse.Namespace, parser: argparse.ArgumentParser) -> None:
+    check_device(args.device, parser)
+    templates = TEMPLATES if args.ensemble else args.template or ["{}"]
+    labels = args.labels or list(read_labels(Path(args.labels_file)).values())
+    try:
+        check_labels(labels, templates)
+    except ValueError as error:
+        parser.error(str(error))
+    check_page(args.html)
+    found = find_pictures(args.images)
+    classifier = ZeroShotClassifier(*load_for_inference(args), labels, templates)
+    results = classify(classifier, found, args.top)
+    if args.html:
+        page.write_page(Path(args.html), "align-minimal classify", page.classification(results))
+    if args.json:
+        print_json(args, results=results)
+    elif args.csv:
+        print_csv(results)
+    else:
+        print_table(results)
+
+
+def classify(
+    classifier: ZeroShotClassifier, found: list[tuple[Path, bool]], top: int | None = None
+) -> list[dict]:
+    """For each picture {"image", "labels": [{"label", "probability", "logit"}, …]}, the `top` likeliest.
+
+    `found`: (picture, was it named); what was named and cannot be read is an error, the rest a warning.
+    """
+    named = {str(path) for path, was_named in found if was_named}
+    embeds = embed_images(classifier.model, classifier.processor, ((str(path), path) for path, _ in found))
+    bar = tqdm(embeds, total=len(found), unit="picture", leave=False, disable=len(found) <= 32)
+    results = []
+    for name, embed in readable(bar, named):
+        logits = classifier.logits(embed)  # (K,)
+        scored = zip(classifier.labels, logits.softmax(-1).tolist(), logits.tolist(), strict=True)
+        labels = [{"label": label, "probability": p, "logit": x} for label, p, x in scored]
+        labels.sort(key=lambda entry: -entry["logit"])
+        results.append({"image": name, "labels": labels[:top]})
+    return results
+
+
+def print_table(results: list[dict]) -> None:
+    """A block a picture: label, probability, and a bar as long as it is likely."""
+    for result in results:
+        print(result["image"])
+        width = max(len(entry["label"]) for entry in result["labels"])
+        for entry in result["labels"]:
+            bar = "█" * round(30 * entry["probability"])
+            print(f"  {entry['label']:<{width}}  {entry['probability']:6.1%}  {bar}".rstrip())
+
+
+def print_csv(results: list[dict]) -> None:
+    """A line a picture and label: image,label,probability,logit. All texts in quotation marks."""
+    # Unasked, csv would leave a carriage return bare, which its own reader takes for the end of a line.
+    writer = csv.writer(sys.stdout, lineterminator="\n", quoting=csv.QUOTE_NONNUMERIC)
+    writer.writerow(["image", "label", "probability", "logit"])
+    for result in results:
+        for entry in result["labels"]:
+            writer.writerow([result["image"], entry["label"], entry["probability"], entry["logit"]])
+
+
+# ---- search ------------------------------------------------------------------------------------------------
+
+
+def run_search(args: argparse.Namespace, parser: argparse.ArgumentParser) -> None:
+    if not args.queries and args.image is None:
+        parser.error("nothing to search for: give a QUERY or --image")
+    for text in [*args.queries, *([] if args.minus is None else [args.minus])]:
+        if not text.strip():
+            parser.error(f"query {text!r} is empty")
+    check_device(args.device, parser)
+    check_page(args.html)
+    if args.image is not None:
+        load_image(args.image)  # if it cannot be read, better known before the folder is embedded
+    index = ImageIndex(args.folder, *load(args), args.index)
+    queries = index.queries(args.queries, args.image, args.minus, args.text_weight)
+    answers = list(zip(args.queries or [None], index.nearest(queries, args.top), strict=True))
+    titled = [(title(query, args.image, args.minus), hits) for query, hits in answers]
+    if args.html:
+        sections = page.search_results(titled, Path(args.image) if args.image else None)
+        page.write_page(Path(args.html), f"align-minimal search {args.folder}", sections)
+    if args.json:
+        hits = [(query, score, path) for query, found in answers for score, path in found]
+        print_json(args, results=[{"query": q, "image": str(path), "score": s} for q, s, path in hits])
+        return
+    for asked, found in titled:
+        print(one_line(asked))
+        for score, path in found:
+            print(f"  {score:6.3f}  {one_line(path)}")
+
+
+def title(query: str | None, image: str | None, minus: str | None) -> str:
+    """What was asked, for a person: 'like cat.jpg + snow − sofa'."""
+    return " + ".join(([f"like {image}"] if image else []) + ([query] if query else [])) + (
+        f" − {minus}" if minus else ""
+    )
+
+
+def one_line(name: object) -> str:
+    r"""A name for a table: what would end the line, or command the terminal, is escaped.
+
+    >>> print(one_line("two\nlines.png"))
+    two\nlines.png
+    """
+    return re.sub(r"[\x00-\x1f\x7f-\x9f\u2028\u2029]", lambda match: repr(match[0])[1:-1], str(name))
+
+
+# ---- evaluate, demo, train, trace --------------------------------------------------------------------------
+
+
+def run_evaluate(args: argparse.Namespace, parser: argparse.ArgumentParser) -> None:
+    check_device(args.device, parser)
+    if args.ensemble and args.zero_shot is None:
+        parser.error("--ensemble goes with --zero-shot")
+    if args.zero_shot is not None:
+        labels = read_labels(Path(args.zero_shot))
+        pictures = [picture for folder in args.data for picture in read_labelled(Path(folder), labels)]
+        templates = TEMPLATES if args.ensemble else ["{}"]
+        classifier = ZeroShotClassifier(*load_for_inference(args), list(labels.values()), templates)
+        result, print_result = zero_shot_accuracy(classifier, pictures), print_accuracy
+    else:
+        pairs = Pairs(args.data)
+        result, print_result = evaluate(*load_for_inference(args), pairs), print_recall
+    if args.json:
+        print_json(args, **result)
+    else:
+        print_result(result)
+
+
+def run_demo(args: argparse.Namespace, parser: argparse.ArgumentParser) -> None:
+    from . import demo
+
+    check_device(args.device, parser)
+    demo.import_gradio()
+    demo.check_address(args.host, args.port)
+    demo.serve(*load_for_inference(args), args.host, args.port)
+
+
+def run_train(args: argparse.Namespace, parser: argparse.ArgumentParser) -> int | None:
+    from ..training.loop import train
+
+    check_device(args.device, parser)
+    return train(args, parser)
+
+
+def run_trace(args: argparse.Namespace, parser: argparse.ArgumentParser) -> None:
+    if not args.text.strip():
+        parser.error(f"text {args.text!r} is empty")
+    check_device(args.device, parser)
+    if not Path(args.image).exists():
+        raise FileNotFoundError(f"{args.image}: no such file")
+    trace_pair(*load(args), Path(args.image), args.text, args.depth)
+
+
+RUN: dict[str, Callable] = {
+    "classify": run_classify,
+    "search": run_search,
+    "evaluate": run_evaluate,
+    "demo": run_demo,
+    "trace": run_trace,
+    "train": run_train,
+}

@@ -1,0 +1,127 @@
+"""Where a checkpoint's files come from, and how files are written.
+
+A checkpoint is a folder, or a name that is looked up under `weights/`, then in huggingface_hub's cache, then
+on the hub. Files are written beside their destination and renamed onto it, so a reader, or a crash, finds the
+old file or the new one, never half of one.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+
+HUB_NAME = re.compile(r"[\w][\w.-]*(/[\w][\w.-]*)?")  # "align-base" or "kakaobrain/align-base"
+CHECKPOINT_FILES = "config.json, model.safetensors, vocab.txt, preprocessor_config.json"
+
+
+def weights_folder() -> Path:
+    """`weights/` of a wheel (inside the package) or of a checkout (beside it).
+
+    >>> weights_folder().name
+    'weights'
+    """
+    package = Path(__file__).resolve().parent.parent
+    installed = package / "weights"
+    return installed if installed.is_dir() else package.parent / "weights"
+
+
+def find_file(name: str | Path, *filenames: str) -> Path:
+    """The first of `filenames` that the checkpoint `name` (a folder or a hub name) has.
+
+    Raises FileNotFoundError naming the folder and the files, or, for a hub name that cannot be fetched,
+    what to download and where to put it.
+
+    >>> find_file("emoji", "config.json").parts[-3:]
+    ('weights', 'emoji', 'config.json')
+    """
+    for folder in (Path(name), weights_folder() / name):
+        if folder.is_dir():
+            for filename in filenames:
+                if (folder / filename).is_file():
+                    return folder / filename
+            raise FileNotFoundError(f"{folder}: no {' or '.join(filenames)} in this folder")
+    if Path(name).exists():
+        raise FileNotFoundError(f"{name}: not a folder; a checkpoint is a folder with {CHECKPOINT_FILES}")
+    if not HUB_NAME.fullmatch(str(name)):
+        raise FileNotFoundError(f"{name}: no such folder")
+    return _fetch(str(name), filenames)
+
+
+def _fetch(name: str, filenames: tuple[str, ...]) -> Path:
+    """A file from the hub's cache or, with a progress bar, from the hub."""
+    from huggingface_hub import HfApi, hf_hub_download, try_to_load_from_cache
+
+    for filename in filenames:
+        cached = try_to_load_from_cache(name, filename)
+        if isinstance(cached, str):
+            return Path(cached)
+    try:
+        # Ask once what there is: with no network this fails at once, where a download retries for 23 s.
+        there = [file.rfilename for file in HfApi().model_info(name, timeout=10).siblings]
+        for filename in filenames:
+            if filename in there:
+                return Path(hf_hub_download(name, filename))
+    except Exception as error:  # the hub's, the HTTP client's and the disk's errors share no other base
+        raise FileNotFoundError(
+            f"{name}: no such folder, and not to be had from the hub ({type(error).__name__}); download "
+            f"{CHECKPOINT_FILES} from huggingface.co/{name} and put them into {weights_folder() / name}"
+        ) from None
+    raise FileNotFoundError(f"{name}: the hub's repository has no {' or '.join(filenames)}")
+
+
+def read_json(path: Path) -> dict:
+    """The JSON object in `path`; ValueError naming the file if it holds anything else.
+
+    >>> read_json(find_file("emoji", "config.json"))["model_type"]
+    'align'
+    """
+    try:
+        content = json.loads(Path(path).read_text(encoding="utf-8"))
+    except ValueError as error:  # broken JSON, or bytes that are not UTF-8
+        raise ValueError(f"{path}: not valid JSON ({error})") from None
+    if not isinstance(content, dict):
+        raise ValueError(f"{path}: expected a JSON object, found {type(content).__name__}")
+    return content
+
+
+def write_json(path: Path, content: dict) -> None:
+    """Write `content` to `path` atomically, keys sorted, as Hugging Face does.
+
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     write_json(Path(folder, "a.json"), {"b": 1, "a": 2})
+    ...     read_json(Path(folder, "a.json"))
+    {'a': 2, 'b': 1}
+    """
+    text = json.dumps(content, indent=2, sort_keys=True) + "\n"
+    write_atomically(path, lambda temporary: temporary.write_text(text, encoding="utf-8"))
+
+
+def write_atomically(path: Path, write: Callable[[Path], object]) -> None:
+    """Call `write(temporary)` on a file beside `path`, then rename it onto `path`. Makes missing folders.
+
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     write_atomically(Path(folder, "new", "a.txt"), lambda temporary: temporary.write_text("whole"))
+    ...     Path(folder, "new", "a.txt").read_text()
+    'whole'
+    """
+    path = Path(path)
+    if path.parent.exists() and not path.parent.is_dir():
+        raise NotADirectoryError(f"{path.parent}: not a folder")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    handle, name = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
+    os.close(handle)
+    temporary = Path(name)
+    try:
+        write(temporary)
+        mode = os.umask(0)  # mkstemp made the file private; give it the user's usual permissions
+        os.umask(mode)
+        temporary.chmod(0o666 & ~mode)
+        with open(temporary, "rb") as file:
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)

@@ -1,0 +1,1 @@
+"""From image-text pairs on disk to a trained model (ALIGN, sections 3 and 5)."""

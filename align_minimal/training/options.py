@@ -1,0 +1,123 @@
+"""The flags of `align-minimal train`, with the paper's recipe as far as a laptop allows for defaults."""
+
+from __future__ import annotations
+
+import argparse
+import math
+import os
+from pathlib import Path
+
+from ..config import PRESETS
+from .pairs import AUGMENTATIONS
+
+
+def positive(text: str) -> int:
+    number = int(text)
+    if number < 1:
+        raise argparse.ArgumentTypeError(f"{text} is not at least 1")
+    return number
+
+
+def count(text: str) -> int:
+    number = int(text)
+    if number < 0:
+        raise argparse.ArgumentTypeError(f"{text} is not at least 0")
+    return number
+
+
+def share(text: str) -> float:
+    number = float(text)
+    if not 0 <= number < 1:
+        raise argparse.ArgumentTypeError(f"{text} is not in [0, 1)")
+    return number
+
+
+def at_least_zero(text: str) -> float:
+    number = float(text)
+    if not 0 <= number < math.inf:
+        raise argparse.ArgumentTypeError(f"{text} is not a number from 0 up")
+    return number
+
+
+def above_zero(text: str) -> float:
+    number = at_least_zero(text)
+    if not number:
+        raise argparse.ArgumentTypeError(f"{text} is not above 0")
+    return number
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """All flags of `train`, in four groups."""
+    pairs = "folders with metadata.jsonl or metadata.csv (file_name, text), or WebDataset tar shards"
+    parser.add_argument("data", nargs="+", metavar="DATA", help=pairs)
+    add_model_arguments(parser.add_argument_group("the model"))
+    add_data_arguments(parser.add_argument_group("the data"))
+    add_recipe_arguments(parser.add_argument_group("the recipe"))
+    add_run_arguments(parser.add_argument_group("the run"))
+
+
+def add_model_arguments(group) -> None:
+    model = group.add_mutually_exclusive_group()
+    model.add_argument("--preset", default="emoji", choices=PRESETS, help="its size (default: emoji)")
+    model.add_argument("--config", metavar="FILE", help="a config.json instead of a preset")
+    model.add_argument("--init", metavar="DIR_OR_NAME", help="fine-tune this checkpoint, with its vocabulary")
+    vocab = group.add_mutually_exclusive_group()
+    vocab.add_argument(
+        "--vocab-size", type=positive, metavar="N", help="word pieces to learn at most (30522)"
+    )
+    vocab.add_argument("--vocab", metavar="FILE", help="a vocab.txt, instead of learning one from the texts")
+
+
+def add_data_arguments(group) -> None:
+    add = group.add_argument
+    crops = "random crops, the paper's (default), or more of everything, for drawings"
+    add("--augment", choices=AUGMENTATIONS, default="paper", help=crops)
+    add("--flip", action="store_true", help="mirror half of the pictures, at random")
+    add("--filter", action="store_true", help="drop pictures and texts as the paper does, and say how many")
+    add("--eval", nargs="+", metavar="DATA", help="measure R@1, R@5 and R@10 on these pairs at the end")
+    add("--workers", type=count, default=0, metavar="N", help="extra processes that read pictures (0: none)")
+
+
+def add_recipe_arguments(group) -> None:
+    length = group.add_mutually_exclusive_group()
+    length.add_argument("--steps", type=positive, metavar="N", help="how many batches to learn from")
+    length.add_argument(
+        "--epochs", type=positive, metavar="N", help="or how many times to see each pair (10)"
+    )
+    add = group.add_argument
+    add(
+        "--batch-size", type=positive, default=256, metavar="N", help="pairs a step, over all processes (256)"
+    )
+    add("--optimizer", choices=("lamb", "adamw"), default="lamb", help="the paper's LAMB (default), or AdamW")
+    add("--lr", type=at_least_zero, default=1e-3, metavar="RATE", help="the highest learning rate (1e-3)")
+    add("--warmup", type=count, metavar="N", help="steps that lead up to it (a tenth, at most 10,000)")
+    decay = "pull of the weights towards 0, but not BatchNorm's (1e-5)"
+    add("--weight-decay", type=at_least_zero, default=1e-5, metavar="RATE", help=decay)
+    smoothing = "how much of each target is spread over the whole batch (0.1)"
+    add("--label-smoothing", type=share, default=0.1, metavar="SHARE", help=smoothing)
+    fixed = "hold the temperature at this, as in table 8, instead of learning it"
+    add("--temperature", type=above_zero, metavar="SIGMA", help=fixed)
+    add("--seed", type=int, default=0, metavar="N", help="another number, other random choices (0)")
+
+
+def add_run_arguments(group) -> None:
+    add = group.add_argument
+    add("--out", type=Path, required=True, metavar="DIR", help="folder for the model and all about the run")
+    add("--resume", action="store_true", help="go on from the newest whole checkpoint in --out")
+    add("--save-every", type=positive, default=500, metavar="N", help="steps between checkpoints (500)")
+    add("--keep", type=positive, default=3, metavar="K", help="how many checkpoints to keep (3)")
+    add("--device", default="cpu", help="cpu, cuda or mps (default: cpu)")
+    towers = "of the towers; the loss is always float32 (float32)"
+    add("--precision", choices=("float32", "bf16"), default="float32", help=towers)
+    chunk = "pairs in memory at a time: the batch can then be of any size (default: all of it)"
+    add("--chunk", type=positive, metavar="N", help=chunk)
+    tile = "compute the loss in N by N blocks, never the whole table of scores (default: whole)"
+    add("--tile", type=positive, metavar="N", help=tile)
+
+
+def check_arguments(args: argparse.Namespace, parser: argparse.ArgumentParser) -> None:
+    """Usage errors that argparse does not see."""
+    if args.init and (args.vocab or args.vocab_size):
+        parser.error("--vocab and --vocab-size: not with --init, which brings its own vocabulary")
+    if args.batch_size < int(os.environ.get("WORLD_SIZE", 1)):
+        parser.error(f"--batch-size {args.batch_size}: less than a pair for each process")

@@ -1,0 +1,317 @@
+"""What the shared space is good for: finding the right picture or text (ALIGN, sections 5.1 and 7).
+
+Pictures and texts become unit vectors, and the nearest by cosine are the answer. A query may be a text, a
+picture, or a picture with something added or taken away (section 7): embeddings are added like words.
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Container, Iterable, Iterator, Sequence
+from itertools import islice
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from tqdm import tqdm
+
+from ..image_processor import open_image, to_rgb
+from ..model import AlignModel
+from ..processor import AlignProcessor
+from .pictures import read_ahead
+
+# ---- embeddings --------------------------------------------------------------------------------------------
+
+
+@torch.inference_mode()
+def embed_texts(
+    model: AlignModel, processor: AlignProcessor, texts: Sequence[str], batch_size: int = 64
+) -> Tensor:
+    """M texts → (M, D) on the CPU, L2-normalized. Padded to the longest of a batch, cut at 64 tokens (5).
+
+    Puts the model in eval mode.
+
+    >>> model, processor = AlignModel.from_pretrained("emoji"), AlignProcessor.from_pretrained("emoji")
+    >>> apples, dog = embed_texts(model, processor, ["red apple", "apple", "dog"]).split([2, 1])
+    >>> bool(apples[0] @ apples[1] > apples[0] @ dog[0])
+    True
+    """
+    model.eval()
+    limit = min(64, model.config.text_config.max_position_embeddings)
+    embeds = []
+    for start in range(0, len(texts), batch_size):
+        part = list(texts[start : start + batch_size])
+        tokens = processor(text=part, padding=True, truncation=True, max_length=limit, return_tensors="pt")
+        embeds.append(model.get_text_features(**tokens.to(model.temperature.device)).cpu())  # (B, D)
+    return F.normalize(torch.cat(embeds), dim=-1) if embeds else torch.empty(0, model.config.projection_dim)
+
+
+@torch.inference_mode()
+def embed_images(
+    model: AlignModel,
+    processor: AlignProcessor,
+    images: Iterable[tuple[str, Path | bytes]],
+    batch_size: int = 32,
+) -> Iterator[tuple[str, Tensor | Exception]]:
+    """(name, its image's embedding (D,), L2-normalized, on the CPU), in order; for an image that cannot be
+    read the error instead, which names it. The next images are read while the model works on one batch.
+
+    `images`: names with files, or files' contents. Puts the model in eval mode. Raises ValueError for
+    images that differ in size once they are processed.
+
+    >>> model, processor = AlignModel.from_pretrained("emoji"), AlignProcessor.from_pretrained("emoji")
+    >>> [(name, embed)] = embed_images(model, processor, [("dog", Path("weights/samples/dog.png"))])
+    >>> name, embed.shape
+    ('dog', torch.Size([160]))
+    """
+    model.eval()
+
+    def load(item: tuple[str, Path | bytes]) -> Tensor:
+        name, source = item
+        image = to_rgb(open_image(source, name))
+        return processor(images=image, return_tensors="pt")["pixel_values"][0]  # (3, H, W)
+
+    loaded = read_ahead(images, load, ahead=2 * batch_size)
+    while part := list(islice(loaded, batch_size)):
+        embeds = iter(_embed_pixels(model, [pixels for _, pixels in part if isinstance(pixels, Tensor)]))
+        for (name, _), pixels in part:
+            yield name, next(embeds) if isinstance(pixels, Tensor) else pixels
+
+
+def readable(
+    results: Iterable[tuple[str, Tensor | Exception]], named: Container[str] = (), required: bool = True
+) -> Iterator[tuple[str, Tensor]]:
+    """The embeddings among `embed_images`' results; a warning for each image that could not be read, and
+    their count. Raises the error itself for a name in `named`; ValueError for none at all, if `required`.
+
+    >>> [(name, embed.shape) for name, embed in readable([("dog", torch.zeros(160))])]
+    [('dog', torch.Size([160]))]
+    """
+    total, errors = 0, []
+    for name, result in results:
+        total += 1
+        if isinstance(result, Tensor):
+            yield name, result
+        elif name in named:
+            raise result
+        else:
+            errors.append(result)
+            warnings.warn(f"skipped: {result}", stacklevel=2)
+    if required and len(errors) == total:
+        raise ValueError(f"no picture could be read; {errors[0] if errors else 'there is none'}")
+    if len(errors) > 1:
+        warnings.warn(f"{len(errors):,} pictures could not be read", stacklevel=2)
+
+
+def _embed_pixels(model: AlignModel, pixels: list[Tensor]) -> Tensor | list:
+    """B images (3, H, W) → (B, D), L2-normalized, on the CPU."""
+    sizes = {tuple(x.shape) for x in pixels}
+    if len(sizes) > 1:
+        raise ValueError(f"images of several sizes, {' and '.join(map(str, sorted(sizes)))}, once processed")
+    if not pixels:
+        return []
+    batch = torch.stack(pixels).to(model.temperature.device)
+    return F.normalize(model.get_image_features(batch), dim=-1).cpu()
+
+
+# ---- searching ---------------------------------------------------------------------------------------------
+
+
+def compose(
+    text: Tensor | None = None,
+    image: Tensor | None = None,
+    minus: Tensor | None = None,
+    text_weight: float = 2.0,
+) -> Tensor:
+    """A query from unit vectors: image + weight · (text − minus), L2-normalized (section 7). (…, D) → (…, D)
+
+    The paper's weights are 2 for texts and 1 for the image. Raises ValueError with neither text nor image.
+
+    >>> x, y = torch.eye(2)
+    >>> compose(text=x, image=y)
+    tensor([0.8944, 0.4472])
+    """
+    if text is None and image is None:
+        raise ValueError("a query needs a text or an image")
+    parts = [(text, text_weight), (image, 1.0), (minus, -text_weight)]
+    return F.normalize(sum(weight * part for part, weight in parts if part is not None), dim=-1)
+
+
+def top_k(queries: Tensor, embeds: Tensor, k: int, block: int = 65_536) -> tuple[Tensor, Tensor]:
+    """The k best of N by inner product, exact, best first; of equals the first: scores and rows, (Q, k) each.
+
+    `queries` (Q, D), `embeds` (N, D). No more than Q × block scores in memory.
+
+    >>> top_k(torch.tensor([[1.0, 0.0]]), torch.tensor([[0.0, 1], [1, 0], [0.6, 0.8]]), k=2)[1]
+    tensor([[1, 2]])
+    """
+    scores, rows = torch.empty(len(queries), 0), torch.empty(len(queries), 0, dtype=torch.long)
+    for start in range(0, len(embeds), block):
+        part = queries @ embeds[start : start + block].T  # (Q, block)
+        best, order = part.sort(dim=1, descending=True, stable=True)
+        # Those from before stand first, so that the stable sort prefers them where scores are equal.
+        scores = torch.cat([scores, best[:, :k]], dim=1)  # (Q, up to 2k)
+        rows = torch.cat([rows, start + order[:, :k]], dim=1)
+        scores, order = scores.sort(dim=1, descending=True, stable=True)
+        scores, rows = scores[:, :k], rows.gather(1, order)[:, :k]
+    return scores, rows
+
+
+# ---- measuring ---------------------------------------------------------------------------------------------
+
+
+def count_competitors(
+    queries: Tensor, candidates: Tensor, query_image: Tensor, candidate_image: Tensor, block: int
+) -> tuple[Tensor, Tensor, Tensor]:
+    """For every query's best right candidate: those that score above it, wrong ties, right ties with itself.
+
+    (Q, D), (C, D), both normalized, (Q,), (C,) → three times (Q,). A candidate is right for a query if both
+    belong to the same image. Never more than block × C scores in memory.
+
+    >>> same, image = torch.ones(3, 1), torch.arange(3)
+    >>> count_competitors(same, same, image, image, block=2)  # none above, two wrong ties, itself
+    (tensor([0, 0, 0]), tensor([2, 2, 2]), tensor([1, 1, 1]))
+    """
+    # Made once: small tensors kept from each block would lie in the holes that its large ones leave, and the
+    # next block's would not fit there any more.
+    above, wrong, right_ties = torch.zeros(3, len(queries), dtype=torch.long)
+    wide = candidates.double()
+    for start in range(0, len(queries), block):
+        rows = slice(start, start + block)
+        # Twice the precision and back: a product may sum each column in another order, and candidates of one
+        # embedding must have one score.
+        scores = (queries[rows].double() @ wide.T).to(candidates.dtype)  # (block, C)
+        right = query_image[rows, None] == candidate_image  # (block, C)
+        # Taken from the same product as its rivals: another order of summing would break exact ties.
+        best = scores.masked_fill(~right, -torch.inf).amax(1, keepdim=True)  # (block, 1)
+        tied = scores == best
+        above[rows] = (scores > best).sum(1)
+        right_ties[rows] = (tied & right).sum(1)
+        wrong[rows] = tied.sum(1) - right_ties[rows]
+    return above, wrong, right_ties
+
+
+def expected_recall(above: Tensor, wrong: Tensor, right: Tensor, k: int) -> float:
+    """The mean probability that one of `right` is among the first k, were the ties shuffled.
+
+    After the `above`, k − above places are left. Each in turn goes to a wrong tie with the share of the wrong
+    among those still left.
+
+    >>> one = torch.tensor([1])
+    >>> expected_recall(above=one, wrong=one, right=one, k=1), expected_recall(one, one, one, k=2)
+    (0.0, 0.5)
+    """
+    miss = torch.ones(len(above), dtype=torch.float64)
+    for place in range(min(k, int((above + wrong + right).max()))):
+        share = (wrong - place).clamp(min=0) / (wrong + right - place).clamp(min=1).double()
+        miss = torch.where(place < k - above, miss * share, miss)
+    return (1 - miss).mean().item()
+
+
+def check_pairs(image_embeds: Tensor, text_embeds: Tensor, text_image: Tensor) -> None:
+    """ValueError unless the embeddings are finite and of one width, and every image has a text.
+
+    >>> check_pairs(torch.eye(2), torch.eye(2), text_image=torch.tensor([0, 0]))
+    Traceback (most recent call last):
+    ValueError: image 1 has no text
+    """
+    if image_embeds.ndim != 2 or text_embeds.ndim != 2 or image_embeds.shape[1] != text_embeds.shape[1]:
+        shapes = f"{tuple(image_embeds.shape)} and {tuple(text_embeds.shape)}"
+        raise ValueError(f"image_embeds and text_embeds must be (N, width) and (M, width), not {shapes}")
+    for name, embeds in (("image_embeds", image_embeds), ("text_embeds", text_embeds)):
+        if not embeds.isfinite().all():
+            row = int((~embeds.isfinite()).any(1).nonzero()[0])
+            raise ValueError(f"{name} must be finite, but row {row} is not")
+    images, texts = len(image_embeds), len(text_embeds)
+    if text_image.shape != (texts,) or text_image.is_floating_point():
+        raise ValueError(f"text_image must hold one image's index for each of the {texts} texts")
+    outside = text_image[(text_image < 0) | (text_image >= images)]
+    if len(outside):
+        raise ValueError(f"text_image names image {int(outside[0])}, but there are {images}, from 0")
+    alone = (torch.bincount(text_image, minlength=images) == 0).nonzero()
+    if images == 0 or len(alone):
+        raise ValueError(f"image {int(alone[0])} has no text" if images else "no images")
+
+
+@torch.no_grad()
+def recall_at_k(
+    image_embeds: Tensor,
+    text_embeds: Tensor,
+    text_image: Tensor,
+    ks: Sequence[int] = (1, 5, 10),
+    block: int = 256,
+) -> dict[str, dict[str, float]]:
+    """How often a right candidate is among the K nearest by cosine, both ways (5.1, table 1).
+
+    `image_embeds` (N, D) and `text_embeds` (M, D), normalized here; `text_image` (M,) is the index of each
+    text's image. To find an image's text is to find any of its texts. → {"image_to_text": {"R@1": …, …},
+    "text_to_image": {…}}, fractions in [0, 1]. Exact; scores in memory at once: block × max(N, M).
+
+    Candidates with exactly the same score are taken in random order, and R@K is the expectation over it: a
+    collapsed model, which gives everything one embedding, gets chance (K/N) and neither 1 nor 0, and a text
+    that two images share costs a perfect model half a hit each.
+
+    Raises ValueError for embeddings that are not finite or of two widths, an image without a text, a text
+    whose image is not there, or a K below 1.
+
+    >>> recall_at_k(torch.eye(4), torch.eye(4).roll(1, 0), torch.arange(4), ks=(1, 4))["text_to_image"]
+    {'R@1': 0.0, 'R@4': 1.0}
+    """
+    check_pairs(image_embeds, text_embeds, text_image)
+    if not all(k >= 1 for k in ks):
+        raise ValueError(f"every K must be at least 1, not {min(ks)}")
+    # Half precision would make ties of scores that differ.
+    precision = torch.promote_types(torch.promote_types(image_embeds.dtype, text_embeds.dtype), torch.float32)
+    images = F.normalize(image_embeds.to("cpu", precision), dim=-1)  # float64 is not for every device
+    texts = F.normalize(text_embeds.to("cpu", precision), dim=-1)
+    image_of_text, image_of_image = text_image.cpu(), torch.arange(len(images))
+    ways = {
+        "image_to_text": count_competitors(images, texts, image_of_image, image_of_text, block),
+        "text_to_image": count_competitors(texts, images, image_of_text, image_of_image, block),
+    }
+    return {way: {f"R@{k}": expected_recall(*counts, k) for k in ks} for way, counts in ways.items()}
+
+
+def evaluate(model: AlignModel, processor: AlignProcessor, pairs: Iterable, batch_size: int = 64) -> dict:
+    """Retrieval over `pairs`, which have name, image (a path, or bytes) and texts, as those of data.Pairs.
+
+    Pairs of one name are one image with all their texts. Images that cannot be read are left out with a
+    warning. → {"images": N, "texts": M, "image_to_text": {"R@1": …}, "text_to_image": {…}}. Puts the model
+    in eval mode. Raises ValueError if no image can be read.
+
+    >>> from align_minimal.training.pairs import Pair
+    >>> model, processor = AlignModel.from_pretrained("emoji"), AlignProcessor.from_pretrained("emoji")
+    >>> pairs = [Pair(name, Path(f"weights/samples/{name}.png"), (name,)) for name in ("dog", "fish")]
+    >>> evaluate(model, processor, pairs)["text_to_image"]
+    {'R@1': 1.0, 'R@5': 1.0, 'R@10': 1.0}
+    """
+    texts: dict[str, dict[str, None]] = {}  # by image, each text once
+
+    def each_image_once() -> Iterator[tuple[str, Path | bytes]]:
+        for pair in tqdm(pairs, "pictures", unit="", leave=False):
+            new = pair.name not in texts
+            texts.setdefault(pair.name, {}).update(dict.fromkeys(pair.texts))
+            if new:
+                yield pair.name, pair.image
+
+    embeds = dict(readable(embed_images(model, processor, each_image_once(), batch_size)))
+    text_image = torch.tensor([i for i, name in enumerate(embeds) for _ in texts[name]])
+    all_texts = [text for name in embeds for text in texts[name]]
+    text_embeds = embed_texts(model, processor, all_texts, batch_size)
+    recall = recall_at_k(torch.stack(list(embeds.values())), text_embeds, text_image)
+    return {"images": len(embeds), "texts": len(all_texts), **recall}
+
+
+def print_recall(result: dict) -> None:
+    """What `evaluate` returns, for a person.
+
+    >>> print_recall({"images": 4, "texts": 8, "image_to_text": {"R@1": 0.5}, "text_to_image": {"R@1": 0.25}})
+    4 images, 8 texts
+      image to text: R@1 0.500
+      text to image: R@1 0.250
+    """
+    print(f"{result['images']:,} images, {result['texts']:,} texts")
+    for direction in ("image_to_text", "text_to_image"):
+        values = "  ".join(f"{k} {v:.3f}" for k, v in result[direction].items())
+        print(f"  {direction.replace('_', ' ')}: {values}")

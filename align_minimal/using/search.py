@@ -1,0 +1,211 @@
+"""Search in a folder of pictures (ALIGN, sections 5.1 and 7): each is embedded once, and kept in a cache.
+
+    INDEX/embeddings.safetensors    embeddings (N, D) float32, L2-normalized; keys (N, 16), a row's digest
+    INDEX/names.json                the N file names, in the order of the rows; for other programs
+
+A picture's key is made of the image tower, the picture's path in the folder, its size and the time of its
+last change. A row whose key is still there is taken over; what has no row is embedded. So the files need not
+agree with the folder, or be complete, for the result to be right.
+But: two pictures of one path, size and time are taken for the same one.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import time
+import warnings
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+from tqdm import tqdm
+
+from ..model import AlignModel
+from ..processor import AlignProcessor
+from ..support.hub import write_atomically
+from .pictures import find_in_folder
+from .retrieval import compose, embed_images, embed_texts, readable, top_k
+
+
+def fingerprint(model: AlignModel, processor: AlignProcessor) -> bytes:
+    """A digest of all that decides an image's embedding: the image tower and the image processor.
+
+    >>> model, processor = AlignModel.from_pretrained("emoji"), AlignProcessor.from_pretrained("emoji")
+    >>> len(fingerprint(model, processor))
+    32
+    """
+    settings = [model.config.vision_config.to_dict(), processor.image_processor.to_dict()]
+    digest = hashlib.sha256(json.dumps(settings, sort_keys=True, default=str).encode())
+    for name, tensor in sorted(model.vision_model.state_dict().items()):
+        digest.update(name.encode())
+        digest.update(tensor.cpu().contiguous().reshape(-1).view(torch.uint8).numpy())
+    return digest.digest()
+
+
+def cache_folder() -> Path:
+    """Where indexes are kept unless told otherwise; $XDG_CACHE_HOME moves it.
+
+    >>> cache_folder().name
+    'align_minimal'
+    """
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "align_minimal"
+
+
+def read_index(folder: Path, width: int) -> tuple[list[bytes], Tensor]:
+    """Keys and embeddings (N, width) of an index; none, with a warning, if it cannot be understood.
+
+    >>> read_index(Path("no such folder"), width=160)
+    ([], tensor([], size=(0, 160)))
+    """
+    path = folder / "embeddings.safetensors"
+    if not path.exists():
+        return [], torch.empty(0, width)
+    try:
+        tensors = load_file(path)  # mapped into memory: a row comes from the disk when it is wanted
+        keys, embeds = tensors["keys"], tensors["embeddings"]
+        rows = keys.shape[:1]
+        if keys.shape != (*rows, 16) or embeds.shape != (*rows, width):
+            raise ValueError(f"keys {tuple(keys.shape)}, embeddings {tuple(embeds.shape)}")
+        if keys.dtype != torch.uint8 or embeds.dtype != torch.float32:
+            raise ValueError(f"keys {keys.dtype}, embeddings {embeds.dtype}")
+    except (SafetensorError, KeyError, ValueError) as error:
+        reason = " ".join(str(error).split())
+        warnings.warn(f"{path}: not an index of this model, made anew ({reason})", stacklevel=4)
+        return [], torch.empty(0, width)
+    return list(map(bytes, keys.numpy())), embeds
+
+
+def write_index(folder: Path, keys: list[bytes], names: list[str], embeds: Tensor) -> None:
+    """Both files, each written whole or not at all. Only embeddings.safetensors is ever read back: it comes
+    last, so that where it is up to date the names are, too.
+
+    >>> import tempfile
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     write_index(Path(folder), [bytes(16)], ["cat.jpg"], torch.ones(1, 4))
+    ...     sorted(path.name for path in Path(folder).iterdir())
+    ['embeddings.safetensors', 'names.json']
+    """
+    tensors = {
+        "embeddings": embeds.contiguous(),  # (N, D)
+        "keys": torch.frombuffer(bytearray(b"".join(keys)), dtype=torch.uint8).view(-1, 16),  # (N, 16)
+    }
+    text = json.dumps(names, indent=0) + "\n"
+    write_atomically(folder / "names.json", lambda temporary: temporary.write_text(text, encoding="utf-8"))
+    write_atomically(folder / "embeddings.safetensors", lambda temporary: save_file(tensors, temporary))
+
+
+class ImageIndex:
+    """A folder's pictures and their embeddings, brought up to date when it is made.
+
+    `folder` is searched to the bottom. `index` is the folder of the cache, by default one in `cache_folder()`
+    for each folder and model; it may be deleted at any time. Puts the model in eval mode.
+
+    >>> import tempfile
+    >>> model, processor = AlignModel.from_pretrained("emoji"), AlignProcessor.from_pretrained("emoji")
+    >>> with tempfile.TemporaryDirectory() as cache:
+    ...     index = ImageIndex("weights/samples", model, processor, index=cache)
+    >>> [(score, path)] = index.search("a red apple", top=1)
+    >>> path.name
+    'apple.png'
+
+    `paths` are the N pictures, sorted, and `embeds` (N, D) their embeddings; `embedded` counts the new ones.
+    A picture that cannot be read is left out with a warning. Raises FileNotFoundError where there is no
+    folder, ValueError for one without a picture that can be read, OSError for a cache that cannot be written.
+    """
+
+    def __init__(
+        self,
+        folder: str | Path,
+        model: AlignModel,
+        processor: AlignProcessor,
+        index: str | Path | None = None,
+    ):
+        self.folder, self.model, self.processor = Path(folder), model, processor
+        self.digest = fingerprint(model, processor)
+        self.index = Path(index) if index else self.own_folder()
+        self.pictures = {self.key(path): path for path in find_in_folder(self.folder)}
+        self.keys, self.embeds = read_index(self.index, model.config.projection_dim)
+        self.embedded = 0 if self.keys == list(self.pictures) else self.update()
+        if not self.keys:
+            raise ValueError(f"{self.folder}: no picture here could be read")
+        self.paths = [self.pictures[key] for key in self.keys]
+
+    def own_folder(self) -> Path:
+        digest = hashlib.sha256(self.digest + os.fsencode(self.folder.resolve())).hexdigest()
+        return cache_folder() / digest[:32]
+
+    def key(self, path: Path) -> bytes:
+        """16 bytes that change when the model, the path, the size or the time of the last change does."""
+        stat = path.stat()
+        parts = os.fsencode(path.relative_to(self.folder)), b"%d %d" % (stat.st_size, stat.st_mtime_ns)
+        return hashlib.sha256(b"\0".join([self.digest, *parts])).digest()[:16]
+
+    def update(self) -> int:
+        """Embed what is new, forget what is gone; saved as it goes on. → how many are new."""
+        self.index.mkdir(parents=True, exist_ok=True)  # if it cannot be written, better known now
+        known = set(self.keys)
+        missing = {path: key for key, path in self.pictures.items() if key not in known}
+        fresh: dict[bytes, Tensor] = {}
+        saved, cost = time.monotonic(), 0.0
+        model = self.model.for_inference() if missing else self.model
+        images = embed_images(model, self.processor, [(str(path), path) for path in missing])
+        bar = tqdm(images, "indexing", len(missing), unit="picture", leave=False)
+        try:
+            for name, embed in readable(bar, required=False):
+                fresh[missing[Path(name)]] = embed
+                if time.monotonic() - saved > max(1.0, 20 * cost):
+                    began = time.monotonic()
+                    self.save(fresh)
+                    saved = time.monotonic()
+                    cost = saved - began
+        finally:
+            self.keys, self.embeds = self.save(fresh)
+        return len(fresh)
+
+    def save(self, fresh: dict[bytes, Tensor]) -> tuple[list[bytes], Tensor]:
+        """Write and return the rows that are still wanted, old and fresh, in the order of the pictures."""
+        row = {key: i for i, key in enumerate([*self.keys, *fresh])}
+        keys = [key for key in self.pictures if key in row]
+        if keys == self.keys:
+            return self.keys, self.embeds
+        embeds = torch.cat([self.embeds, *(x[None] for x in fresh.values())])[[row[key] for key in keys]]
+        names = [str(self.pictures[key].relative_to(self.folder)) for key in keys]
+        if keys:
+            write_index(self.index, keys, names, embeds)
+        return keys, embeds
+
+    def queries(
+        self,
+        texts: Sequence[str] = (),
+        image: str | Path | None = None,
+        minus: str | None = None,
+        text_weight: float = 2.0,
+    ) -> Tensor:
+        """(Q, D), L2-normalized: a query for each text, with the image and less `minus` where they are given;
+        without texts one for the image. Raises ValueError for an image that cannot be read."""
+        vectors = embed_texts(self.model, self.processor, [*texts, *([minus] if minus else [])])
+        image_embed = None
+        if image is not None:
+            [(_, image_embed)] = embed_images(self.model, self.processor, [(str(image), Path(image))])
+            if isinstance(image_embed, Exception):
+                raise image_embed
+        minus_embed = vectors[len(texts)] if minus else None
+        text_embeds = vectors[: len(texts)] if texts else None
+        return torch.atleast_2d(compose(text_embeds, image_embed, minus_embed, text_weight))
+
+    def nearest(self, queries: Tensor, top: int = 10) -> list[list[tuple[float, Path]]]:
+        """For each of Q queries (Q, D) its (cosine, picture), the best first."""
+        scores, rows = top_k(queries, self.embeds, top)
+        return [
+            [(score, self.paths[row]) for score, row in zip(*pair, strict=True)]
+            for pair in zip(scores.tolist(), rows.tolist(), strict=True)
+        ]
+
+    def search(self, text: str | None = None, top: int = 10, **more) -> list[tuple[float, Path]]:
+        """The `top` nearest to one query: (cosine, picture), best first; `more`: see `queries`."""
+        return self.nearest(self.queries([text] if text else [], **more), top)[0]

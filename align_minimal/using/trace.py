@@ -1,0 +1,170 @@
+"""What a model does to one picture and one text, layer by layer: shapes, parameters, arithmetic, statistics.
+
+    align-minimal trace weights/samples/apple.png "a red apple"
+
+A layer's parameters and multiply-adds include those of the layers inside it. Counted are the products of
+convolutions, linear layers and attention; the rest (normalisation, activations, pooling) is a per cent or so.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+import torch.nn as nn
+import torch.nn.functional as F
+from torch import Tensor
+
+from ..bert import SelfAttention
+from ..image_processor import load_image
+from ..model import AlignModel
+from ..processor import AlignProcessor
+
+
+@dataclass(frozen=True)
+class Row:
+    """A layer and what came out of it.
+
+    >>> Row("text_projection", "Linear", (1, 160), 20_640, 20_480, mean=0.0, deviation=1.0).shape
+    (1, 160)
+    """
+
+    name: str
+    kind: str
+    shape: tuple[int, ...]
+    parameters: int
+    multiply_adds: int
+    mean: float
+    deviation: float
+
+
+def multiply_adds(layer: nn.Module, output: Tensor) -> int:
+    """The layer's own, without those of the layers inside it.
+
+    >>> multiply_adds(nn.Conv2d(8, 16, 3), torch.empty(1, 16, 5, 5)) == 16 * 5 * 5 * 8 * 3 * 3
+    True
+    """
+    if isinstance(layer, nn.Conv2d):
+        return output.numel() * layer.weight[0].numel()  # in/groups · k · k products for each output
+    if isinstance(layer, nn.Linear):
+        return output.numel() * layer.in_features
+    if isinstance(layer, SelfAttention):
+        products = {"absolute": 2, "relative_key": 3, "relative_key_query": 4}[layer.position_type]
+        return products * output.numel() * output.shape[1]  # q kᵀ, weights · v, …: B · T · T · H each
+    return 0
+
+
+def first_tensor(output) -> Tensor:
+    """What a layer hands on: the tensor itself, or the first of a tuple or of named results.
+
+    >>> first_tensor((torch.zeros(1, 3, 8), None)).shape
+    torch.Size([1, 3, 8])
+    """
+    return output if isinstance(output, Tensor) else first_tensor(output[0])
+
+
+@torch.inference_mode()
+def trace(model: AlignModel, batch: dict[str, Tensor]) -> list[Row]:
+    """A row for each layer that took part, in the order of the model's definition, outer before inner.
+
+    >>> model, processor = AlignModel.from_pretrained("emoji"), AlignProcessor.from_pretrained("emoji")
+    >>> image = load_image("weights/samples/apple.png")
+    >>> rows = trace(model, processor(text="a red apple", images=image, return_tensors="pt"))
+    >>> next((row.shape, row.parameters) for row in rows if row.name == "vision_model.stem")
+    ((1, 16, 32, 32), 464)
+    """
+    outputs: dict[str, Tensor] = {}
+    hooks = [
+        layer.register_forward_hook(lambda _, __, out, name=name: outputs.update({name: first_tensor(out)}))
+        for name, layer in model.named_modules()
+        if name
+    ]
+    try:
+        model.eval()(**batch)
+    finally:
+        for hook in hooks:
+            hook.remove()
+    layers = {name: layer for name, layer in model.named_modules() if name in outputs}
+    own = {name: multiply_adds(layer, outputs[name]) for name, layer in layers.items()}
+    rows = []
+    for name, layer in layers.items():
+        out = outputs[name].float()
+        inside = sum(n for other, n in own.items() if f"{other}.".startswith(f"{name}."))
+        parameters = sum(p.numel() for p in layer.parameters())
+        statistics = out.mean().item(), out.std(correction=0).item()
+        rows.append(Row(name, type(layer).__name__, tuple(out.shape), parameters, inside, *statistics))
+    return rows
+
+
+def nested(names: list[str]) -> list[tuple[int, str]]:
+    """How deep each layer lies in the others named, and its name within the one around it.
+
+    >>> nested(["text_model", "text_model.layers.0", "text_model.layers.0.attention"])
+    [(0, 'text_model'), (1, 'layers.0'), (2, 'attention')]
+    """
+    places = []
+    for name in names:
+        around = [other for other in names if name.startswith(f"{other}.")]
+        places.append((len(around), name.removeprefix(f"{max(around, key=len)}.") if around else name))
+    return places
+
+
+def print_trace(rows: list[Row], depth: int | None = None) -> None:
+    """A line a row, indented as the layers are nested; of those nested deeper than `depth`, none.
+
+    >>> print_trace([Row("text_projection", "Linear", (1, 160), 20_640, 20_480, mean=0.0, deviation=1.0)])
+    layer                    output   parameters  mult-adds    mean  deviation
+    text_projection  Linear  1 × 160      20,640     20,480  0.0000     1.0000
+    """
+    places = nested([row.name for row in rows])
+    shown = [
+        (row, "  " * d + name) for row, (d, name) in zip(rows, places, strict=True) if d < (depth or d + 1)
+    ]
+    header = ("layer", "", "output", "parameters", "mult-adds", "mean", "deviation")
+    lines = [header] + [
+        (
+            *(
+                name,
+                row.kind,
+                " × ".join(map(str, row.shape)),
+                f"{row.parameters:,}",
+                f"{row.multiply_adds:,}",
+            ),
+            *(f"{row.mean:.4f}", f"{row.deviation:.4f}"),
+        )
+        for row, name in shown
+    ]
+    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
+    for line in lines:
+        left = (cell.ljust(width) for cell, width in zip(line[:3], widths[:3], strict=True))
+        right = (cell.rjust(width) for cell, width in zip(line[3:], widths[3:], strict=True))
+        print("  ".join([*left, *right]))
+
+
+def trace_pair(
+    model: AlignModel, processor: AlignProcessor, image: Path, text: str, depth: int | None = None
+) -> None:
+    """Print the trace of a picture and a text, and in the end how near they are.
+
+    >>> model, processor = AlignModel.from_pretrained("emoji"), AlignProcessor.from_pretrained("emoji")
+    >>> apple = Path("weights/samples/apple.png")
+    >>> trace_pair(model, processor, apple, "a red apple", depth=1)  # doctest: +ELLIPSIS
+    layer                              output ...
+    text_model       AlignTextModel    1 × 5 × 128 ...
+    cosine ... / temperature ... = logit ...
+    """
+    batch = processor(
+        text=text, images=load_image(image), padding=True, truncation=True, return_tensors="pt"
+    ).to(model.temperature.device)
+    rows = trace(model, batch)
+    print_trace(rows, depth)
+    with torch.inference_mode():
+        out = model(**batch)
+    cosine = F.cosine_similarity(out.text_embeds, out.image_embeds).item()
+    sigma = model.temperature.item()
+    tokens = processor.tokenizer.convert_ids_to_tokens(batch["input_ids"][0].tolist())
+    parameters = sum(p.numel() for p in model.parameters())
+    total = sum(row.multiply_adds for row in rows if "." not in row.name)
+    print(f"\n{parameters:,} parameters, {total:,} multiply-adds; tokens: {' '.join(tokens)}")
+    print(f"cosine {cosine:.4f} / temperature {sigma:.4f} = logit {cosine / sigma:.4f}")

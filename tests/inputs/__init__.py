@@ -1,0 +1,1 @@
+"""The tokenizer, the image processor and the processor that joins them."""

@@ -1,0 +1,304 @@
+"""The tokenizer against transformers 4.37.2's slow BertTokenizer (golden), and live where it is installed."""
+
+import json
+import pickle
+import random
+from collections import Counter
+from importlib import import_module
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from align_minimal import BertTokenizer
+from align_minimal.tokenizer import OPTIONS, truncate
+from align_minimal.wordpiece import learn_pieces, lower, wordpiece
+
+GOLDEN = json.loads((Path(__file__).parents[1] / "reference" / "tokenizer.json").read_text())
+GOLDEN_TEXTS = list(dict.fromkeys(case["text"] for case in GOLDEN["texts"]))
+
+
+@pytest.fixture(scope="module")
+def vocab_file(tmp_path_factory) -> Path:
+    path = tmp_path_factory.mktemp("vocab") / "vocab.txt"
+    path.write_text("\n".join(GOLDEN["vocab"]) + "\n", encoding="utf-8")
+    return path
+
+
+@pytest.fixture(scope="module")
+def tokenizer(vocab_file) -> BertTokenizer:
+    return BertTokenizer(vocab_file, model_max_length=16)
+
+
+def test_tokens_ids_and_decoded_text_equal_the_reference_s(vocab_file):
+    tokenizers: dict = {}
+    for case in GOLDEN["texts"]:
+        options = tuple(case["options"].items())
+        tokenizer = tokenizers.setdefault(options, BertTokenizer(vocab_file, **case["options"]))
+        ids = tokenizer(case["text"])["input_ids"]
+        assert tokenizer.tokenize(case["text"]) == case["tokens"], case
+        assert ids == case["ids"], case
+        assert tokenizer.decode(ids) == case["decoded"], case
+        assert tokenizer.decode(ids, skip_special_tokens=True) == case["bare"], case
+        assert tokenizer.decode(ids, clean_up_tokenization_spaces=False) == case["raw"], case
+
+
+def test_pairs_get_a_separator_and_token_type_1(tokenizer):
+    for case in GOLDEN["pairs"]:
+        assert tokenizer(*case["pair"]) == case["plain"], case
+
+
+@pytest.mark.parametrize("case", GOLDEN["calls"], ids=lambda case: str(case["call"]))
+def test_padding_and_truncation_follow_the_reference(tokenizer, case):
+    texts = GOLDEN_TEXTS[2:6]
+    if "texts" in case:
+        assert tokenizer(texts, **case["call"]) == case["texts"]
+        assert tokenizer(texts[0], **case["call"]) == case["one"]
+    first, second = map(list, zip(*[c["pair"] for c in GOLDEN["pairs"][:2]], strict=True))
+    assert tokenizer(first, second, **case["call"]) == case["pairs"]
+    assert tokenizer(list(zip(first, second, strict=True)), **case["call"]) == case["pairs"]
+
+
+@pytest.mark.parametrize("case", GOLDEN["calls"], ids=lambda case: str(case["call"]))
+def test_tensors_hold_the_numbers_of_the_lists(tokenizer, case):
+    first, second = map(list, zip(*[c["pair"] for c in GOLDEN["pairs"][:2]], strict=True))
+    masks = {"return_special_tokens_mask": True, "return_length": True}
+    for texts in ((GOLDEN_TEXTS[2:6],), (GOLDEN_TEXTS[2],), (first, second), (first[0], second[0])):
+        call = {**case["call"], **masks, "return_tensors": None}
+        if "only_second" in call.values() and len(texts) == 1:
+            continue
+        lists = tokenizer(*texts, **call)
+        if isinstance(texts[0], str):
+            lists = {name: [row] for name, row in lists.items()}
+        elif len(set(map(len, lists["input_ids"]))) > 1:
+            continue  # rows of different lengths make no tensor
+        for kind in ("pt", "np"):
+            arrays = tokenizer(*texts, **{**call, "return_tensors": kind})
+            assert list(arrays) == list(lists)
+            assert {name: array.tolist() for name, array in arrays.items()} == lists
+
+
+def test_texts_already_split_into_words_follow_the_reference(tokenizer):
+    words = [["the", "cats,"], ["[SEP]", "HELLO"]]
+    assert tokenizer(words, is_split_into_words=True) == GOLDEN["words"]
+    one = tokenizer(words[0], is_split_into_words=True)
+    assert one == {name: rows[0] for name, rows in GOLDEN["words"].items()}
+
+
+def test_lower_is_character_by_character_on_every_code_point():
+    every = "".join(map(chr, range(0x110000)))
+    assert lower(every) == "".join(map(str.lower, every))
+    assert lower("aΣ Σa ΑΣ.") == "aσ σa ασ."
+
+
+def test_padding_rows_later_equals_padding_at_once(tokenizer):
+    texts = ["a cat", "the cats sat", ""]
+    at_once = tokenizer(texts, padding=True, return_tensors="pt")
+    rows = [tokenizer(text) for text in texts]
+    for later in (
+        tokenizer.pad(rows, return_tensors="pt"),
+        tokenizer.pad(tokenizer(texts), return_tensors="pt"),
+    ):
+        assert all(torch.equal(later[name], at_once[name]) for name in at_once)
+    labelled = tokenizer.pad([{**row, "labels": [7]} for row in rows], padding="max_length")
+    assert labelled.labels == [[7]] * 3 and all(len(row) == 16 for row in labelled.input_ids)
+
+
+def test_without_any_limit_max_length_pads_nothing_and_says_so(vocab_file):
+    tokenizer = BertTokenizer(vocab_file)
+    with pytest.warns(UserWarning, match="no max_length and no model_max_length"):
+        batch = tokenizer("a cat", padding="max_length", truncation=True)
+    assert batch == tokenizer("a cat")
+
+
+def test_many_words_do_not_grow_the_memory_without_end(vocab_file, monkeypatch):
+    monkeypatch.setattr("align_minimal.tokenizer.MAX_REMEMBERED", 3)
+    tokenizer = BertTokenizer(vocab_file)
+    assert tokenizer.tokenize("a b c d e f g cat the a") == [*"abcdefg", *tokenizer.tokenize("cat the a")]
+    assert len(tokenizer._remembered) <= 3
+
+
+def test_a_tokenizer_goes_to_another_process_whole(tokenizer):
+    assert pickle.loads(pickle.dumps(tokenizer))("the cats") == tokenizer("the cats")
+
+
+def test_ids_of_any_kind_decode(tokenizer):
+    ids = tokenizer.encode("the cats sat.")
+    for kind in (ids, tuple(ids), np.array(ids), torch.tensor(ids), iter(ids)):
+        assert tokenizer.decode(kind, skip_special_tokens=True) == "the cats sat."
+    assert tokenizer.batch_decode(torch.tensor([ids, ids])) == ["[CLS] the cats sat. [SEP]"] * 2
+    assert tokenizer.decode([]) == "" and tokenizer.decode(ids[1]) == "the"
+    assert tokenizer.convert_ids_to_tokens([-100, 10**6]) == ["[UNK]"] * 2
+    assert tokenizer.convert_tokens_to_ids(["the", "unheard-of"]) == [ids[1], tokenizer.unk_token_id]
+    assert tokenizer.convert_tokens_to_ids(None) is None
+
+
+def test_tensors_are_int64_batch_by_tokens(tokenizer):
+    batch = tokenizer(["a cat", "the cats sat"], padding=True, return_tensors="pt")
+    assert batch.input_ids.shape == (2, 6) and batch.input_ids.dtype == torch.int64
+    assert isinstance(tokenizer(["a"], return_tensors="np").input_ids, np.ndarray)
+    assert tokenizer("a cat", return_tensors="pt").input_ids.shape == (1, 4)
+
+
+def test_greedy_longest_match_and_one_unk_for_any_unmatched_rest():
+    vocab = dict.fromkeys(["a", "ab", "##cd", "##efz", "abcdefg"])
+    assert wordpiece("abcdefz", vocab) == ["ab", "##cd", "##efz"]  # the example of LinMaxMatch (Song 2021)
+    assert wordpiece("abcdef", vocab) == ["[UNK]"]
+
+
+def test_the_training_score_prefers_pairs_that_keep_to_each_other():
+    words = Counter({"qu": 3, "ab": 6, "ac": 6, "cb": 6})
+    # freq(qu) = 3, freq(q) = freq(##u) = 3: 1/3. freq(ab) = 6, freq(a) = 12, freq(##b) = 12: 1/24.
+    assert learn_pieces(words, 1) == ["qu"]
+
+
+def test_rare_pairs_are_no_candidates_however_high_their_score():
+    words = Counter({"xy": 1, "zw": 2, "aa": 9})  # scores 1, 1/2, 1/9; a quarter of 9 is 2.25
+    assert learn_pieces(words, 1) == ["aa"]
+    assert learn_pieces(words, 9) == ["aa", "zw"]  # xy occurs fewer than min_frequency = 2 times
+    assert learn_pieces(words, 9, min_frequency=1, share=0) == ["xy", "zw", "aa"]
+
+
+def test_counts_follow_merges_in_words_that_repeat_a_pair():
+    # a ##a ##a ##a: (a, ##a) scores 1/(1·3), (##a, ##a) 2/(3·3). Then aa ##a ##a: 1/(1·2) and 1/(2·2).
+    assert learn_pieces({"aaaa": 5}, 9) == ["aa", "aaa", "aaaa"]
+
+
+def test_training_is_deterministic_and_covers_its_texts():
+    texts = ["A photo of a red apple.", "The red bus, again!", "Äpfel sind rot"] * 4
+    first, second = (BertTokenizer.train(t, vocab_size=80) for t in (texts, reversed(texts)))
+    assert first.get_vocab() == second.get_vocab() and len(first) <= 80
+    assert list(first.get_vocab())[:5] == ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
+    for text in texts:
+        assert "[UNK]" not in first.tokenize(text)
+    assert first.decode(first.encode(texts[0]), skip_special_tokens=True) == "a photo of a red apple."
+    assert "apple" in first.get_vocab()
+
+
+def test_saved_and_loaded_it_is_the_same(tmp_path):
+    options = {"do_lower_case": False, "model_max_length": 64, "strip_accents": True}
+    first = BertTokenizer.train(["Ünder The Bridge"] * 3, vocab_size=60, **options)
+    first.save_pretrained(tmp_path)
+    second = BertTokenizer.from_pretrained(tmp_path)
+    assert second.get_vocab() == first.get_vocab()
+    assert all(getattr(first, name) == getattr(second, name) for name in OPTIONS)
+    (tmp_path / "tokenizer_config.json").unlink()
+    assert BertTokenizer.from_pretrained(tmp_path).do_lower_case  # vocab.txt alone will do
+
+
+def test_files_of_newer_and_older_transformers_are_read(tmp_path, vocab_file):
+    vocab = {token: i for i, token in enumerate(GOLDEN["vocab"])}
+    (tmp_path / "tokenizer.json").write_text(json.dumps({"model": {"type": "WordPiece", "vocab": vocab}}))
+    mask = {"content": "[MASK]", "lstrip": False, "__type": "AddedToken"}
+    config = {"model_max_length": 9, "mask_token": mask, "unk_token": "the", "backend": "tokenizers"}
+    (tmp_path / "tokenizer_config.json").write_text(json.dumps(config))
+    tokenizer = BertTokenizer.from_pretrained(tmp_path, unk_token="[UNK]")
+    assert tokenizer.get_vocab() == vocab and tokenizer.mask_token == "[MASK]"
+    assert tokenizer.model_max_length == 9 and tokenizer.unk_token == "[UNK]"
+    (tmp_path / "tokenizer_config.json").write_text('{"padding_side": "left"}')
+    with pytest.raises(ValueError, match=r"tokenizer_config\.json: padding_side='left' is not supported"):
+        BertTokenizer.from_pretrained(tmp_path)
+
+
+def test_a_word_made_of_known_letters_can_always_be_encoded():
+    tokenizer = BertTokenizer.train(["zebra quiz 中 né", "zebra !"] * 3, vocab_size=60)
+    assert "[UNK]" not in tokenizer.tokenize("quizzer bean ra! 中")
+    assert "##中" not in tokenizer.vocab and "##!" not in tokenizer.vocab  # they are words of their own
+    few = BertTokenizer.train(["aaa bbb aaa c"] * 3, vocab_size=20, limit_alphabet=2)
+    assert few.tokenize("aaa bbb c") == ["aaa", "bbb", "[UNK]"]
+
+
+def test_bad_vocabularies_are_refused_by_name(tmp_path, vocab_file):
+    with pytest.raises(FileNotFoundError, match=r"none\.txt"):
+        BertTokenizer(tmp_path / "none.txt")
+    bad = tmp_path / "bad.txt"
+    for content, says in (
+        (b"", "empty"),
+        (b"[UNK]\nx\nx\n", "line 3 repeats 'x'"),
+        (b"a\nb\n", r"no \[UNK\]"),
+        (b"\xff\xfe", "not UTF-8"),
+    ):
+        bad.write_bytes(content)
+        with pytest.raises(ValueError, match=f"bad.txt: .*{says}"):
+            BertTokenizer(bad)
+
+
+def test_bad_arguments_are_refused_by_value(tokenizer):
+    with pytest.raises(TypeError, match="int"):
+        tokenizer([3])
+    with pytest.raises(TypeError, match="NoneType"):
+        tokenizer(None)
+    with pytest.raises(ValueError, match="'sideways'"):
+        tokenizer("a", padding="sideways")
+    with pytest.raises(ValueError, match="'often'"):
+        tokenizer("a", truncation="often")
+    with pytest.raises(ValueError, match="padding=True"):
+        tokenizer(["a", "a b"], return_tensors="pt")
+    with pytest.raises(ValueError, match="'tf'"):
+        tokenizer("a", return_tensors="tf")
+    with pytest.raises(ValueError, match="max_length=1 is too small"):
+        tokenizer("a", truncation=True, max_length=1)
+    with pytest.raises(ValueError, match="2 texts, text_pair 1"):
+        tokenizer(["a", "b"], ["c"])
+    with pytest.raises(ValueError, match="vocab_size"):
+        BertTokenizer.train(["a"], vocab_size=5)
+    with pytest.raises(
+        ValueError, match="vocab_size=8 is too small: the texts have 5 special tokens, 2 letters"
+    ):
+        BertTokenizer.train(["ab"], vocab_size=8)
+    with pytest.raises(TypeError, match="not one str"):
+        BertTokenizer.train("one text", vocab_size=50)
+    with pytest.raises(TypeError, match="int"):
+        BertTokenizer.train([3], vocab_size=50)
+    with pytest.raises(TypeError, match="a str or a list of them, not dict"):
+        tokenizer({"text": "a"})
+    with pytest.raises(TypeError, match="not list"):
+        tokenizer([["a", "b", "c"]])
+    with pytest.raises(ValueError, match="empty list"):
+        tokenizer([])
+    with pytest.raises(ValueError, match=r"max_length=7 .* multiple of pad_to_multiple_of=4"):
+        tokenizer("a", padding=True, truncation=True, max_length=7, pad_to_multiple_of=4)
+    with pytest.raises(ValueError, match="'only_second' cannot reach"):
+        tokenizer("a b c d", "e", truncation="only_second", max_length=5)
+    with pytest.raises(ValueError, match="2 texts, text_pair 1"):
+        tokenizer(["a", "b"], "c")
+    with pytest.raises(ValueError, match="padding='sideways'"):
+        tokenizer.pad({"input_ids": [[1]]}, padding="sideways")
+    with pytest.raises(ValueError, match="no words"):
+        BertTokenizer.train(["", " "], vocab_size=50)
+
+
+def slow_reference():
+    transformers = pytest.importorskip("transformers", reason="transformers is not installed")
+    if transformers.__version__ < "5":
+        return transformers.BertTokenizer
+    return import_module("transformers.models.bert.tokenization_bert_legacy").BertTokenizerLegacy
+
+
+def test_live_reference_agrees_on_random_unicode(vocab_file):
+    theirs, ours = slow_reference()(str(vocab_file)), BertTokenizer(vocab_file)
+    rng = random.Random(0)
+    parts = ["[CLS]", "[MASK]", " ", "Σ", "İ", "e\u0301", "中", "hello", "cats", "'s", "\x00", "x" * 60]
+    for _ in range(1500):
+        pieces = [rng.choice(parts) if rng.random() < 0.5 else chr(rng.randrange(0x30000)) for _ in range(9)]
+        text = "".join(pieces)
+        if "Σ" in text and type(theirs).__name__ == "BertTokenizerLegacy":
+            continue  # 5.x lower-cases the whole string at first; golden holds 4.37.2's answer
+        assert ours(text)["input_ids"] == theirs(text)["input_ids"], ascii(text)
+
+
+def test_transformers_loads_what_is_saved_here(tmp_path):
+    transformers = pytest.importorskip("transformers", reason="transformers is not installed")
+    texts = ["a photo of a red apple", "don't! the bus, again"] * 3
+    ours = BertTokenizer.train(texts, vocab_size=90, model_max_length=64)
+    ours.save_pretrained(tmp_path)
+    theirs = transformers.AutoTokenizer.from_pretrained(tmp_path)
+    assert theirs.model_max_length == 64
+    slow = slow_reference().from_pretrained(tmp_path)
+    assert theirs(texts)["input_ids"] == slow(texts)["input_ids"] == ours(texts)["input_ids"]
+
+
+def test_of_two_texts_as_long_the_second_is_cut_first():
+    assert truncate([1, 2], [3, 4], 3, "longest_first", limit=6) == ([1, 2], [3])
+    assert truncate([1, 2], [3, 4], 2, "longest_first", limit=5) == ([1], [3])

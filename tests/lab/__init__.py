@@ -1,0 +1,1 @@
+"""Tools, not tests: mutations, the grader of exercises, layer-by-layer comparison, the benchmark."""

@@ -1,0 +1,1 @@
+"""What holds the project itself together: the order of imports, README, and the tools of tests/lab."""

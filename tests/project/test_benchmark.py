@@ -1,0 +1,64 @@
+"""The benchmark measures what it says: the ratio's direction, memory, words that are new, README's rows."""
+
+import re
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+
+from tests.lab.benchmark import ROWS, Work, in_words, measure, peak_of, unseen_words
+from tests.lab.growth import slope
+
+README = Path(__file__).resolve().parents[2] / "README.md"
+
+
+def work(theirs: float, ours: float, **more) -> Work:
+    """Both sides sleep that long; theirs returns 1, ours 1.5."""
+
+    def sleep(duration: float, result: float):
+        return lambda: time.sleep(duration) or torch.tensor([result])
+
+    return Work(sleep(theirs, 1.0), sleep(ours, 1.5), pairs=3, **more)
+
+
+def test_the_ratio_is_theirs_over_ours_and_the_error_is_relative_to_theirs():
+    found = measure(work(0.03, 0.01, limit=lambda: 0.005, rounded=lambda: torch.tensor([1.1])))
+    assert 1.5 < found["ratio"] < 4
+    assert 0.01 <= found["ours"] < 0.03 <= found["theirs"]
+    assert found["error"] == pytest.approx(0.5)
+    assert found["their_rounding"] == pytest.approx(0.1)
+    assert found["limit"] == 0.005
+
+
+def test_a_side_with_its_own_clock_is_believed():
+    found = measure(Work(lambda: 6.0, lambda: 2.0))
+    assert (found["theirs"], found["ours"], found["ratio"], found["faults"]) == (6, 2, 3, None)
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
+def test_memory_is_what_one_call_takes():
+    assert 60 < peak_of(lambda: torch.ones(2**24)) < 75  # 64 MB
+    assert peak_of(lambda: None) < 8
+
+
+def test_no_word_comes_twice():
+    words = " ".join(unseen_words(200)).split()
+    assert len(set(words)) == len(words) > 1000
+
+
+def test_a_row_is_written_with_its_units():
+    found = {"theirs": 2.5, "ours": 0.05, "ratio": 50, "error": 2e-6, "limit": None}
+    found["faults"] = {"theirs": 1_200_000, "ours": 7}
+    cells = in_words(found, {"ratio": 1.5}, {"theirs": 512.3, "ours": 99.9})
+    assert cells == ["2.50 s", "50.0 ms", "**50.00×**", "2e-06", "", "1,200,000 → 7", "512 → 100", "1.50×"]
+
+
+def test_readme_has_a_row_for_each_row():
+    table = re.findall(r"^\| (.+?) \| .*×\*\* \|", README.read_text(encoding="utf-8"), flags=re.MULTILINE)
+    assert table == [label for label, _ in ROWS.values()]
+
+
+def test_a_slope_is_the_power_of_growth():
+    assert slope([1, 2, 4, 8], [100, 100, 16, 64]) == pytest.approx(2)

@@ -1,0 +1,1 @@
+"""Pairs, filters, LAMB, large batches and whole runs."""

@@ -1,0 +1,121 @@
+"""The paper's filters (section 3), at the last value that passes and the first that does not."""
+
+import io
+
+import pytest
+from PIL import Image
+
+from align_minimal.training import pairs as data
+from align_minimal.training.pairs import Filters, Pair, Pairs, check_size
+from tests.training.test_data import write_folder, write_shards
+
+
+def encoded(width: int = 201, height: int = 201) -> bytes:
+    file = io.BytesIO()
+    Image.new("RGB", (width, height)).save(file, "PNG")
+    return file.getvalue()
+
+
+LARGE = encoded()
+
+
+def kept(pairs: list[Pair]) -> tuple[list[tuple[str, tuple[str, ...]]], dict[str, int]]:
+    """The names and texts that remain, and what was dropped."""
+    keep = Filters(pairs)
+    return [(pair.name, pair.texts) for pair in map(keep, pairs) if pair], dict(keep.dropped)
+
+
+@pytest.mark.parametrize(
+    ("size", "reason"),
+    [
+        ((201, 201), None),
+        ((200, 300), "images with a side of 200 pixels or less"),
+        ((300, 200), "images with a side of 200 pixels or less"),
+        ((902, 301), None),
+        ((301, 902), None),
+        ((903, 301), "images of aspect ratio 3 or more"),
+        ((301, 903), "images of aspect ratio 3 or more"),
+    ],
+)
+def test_the_shorter_side_is_over_200_pixels_and_the_ratio_under_3(size, reason):
+    assert check_size(*size) == reason
+    names, dropped = kept([Pair("x", encoded(*size), ("one two three",))])
+    assert len(names) == (reason is None) and dropped == ({reason: 1} if reason else {})
+
+
+def test_texts_have_3_to_20_words():
+    texts = tuple(" ".join(f"w{i}" for i in range(n)) for n in (2, 3, 20, 21))
+    assert kept([Pair("x", LARGE, texts)]) == (
+        [("x", texts[1:3])],
+        {"texts of fewer than 3 or more than 20 words": 2},
+    )
+
+
+def test_a_text_may_have_10_images_and_not_11_however_many_lines():
+    def pairs(count):  # each image on two lines, which differ
+        return [Pair(f"{i % count}", LARGE, ("one two three", f"a text {i}")) for i in range(2 * count)]
+
+    assert kept(pairs(10)) == ([(p.name, p.texts) for p in pairs(10)], {})
+    remaining, dropped = kept(pairs(11))
+    assert dropped == {"texts shared by more than 10 images": 22} and len(remaining) == 22
+
+
+def test_an_image_may_have_1000_texts_and_not_1001_over_all_its_lines():
+    def pairs(count):
+        texts = tuple(f"one two {i}" for i in range(count))
+        return [Pair("x", LARGE, texts[:600]), Pair("x", LARGE, texts[500:])]
+
+    assert len(kept(pairs(1000))[0]) == 2
+    assert kept(pairs(1001)) == ([], {"images with more than 1000 texts": 2})
+
+
+def test_texts_with_a_word_or_two_that_is_rare_are_dropped(monkeypatch):
+    monkeypatch.setattr(data, "FREQUENT", 5)  # a, red, apple, "a red", "red apple"
+    common = [Pair(f"{i}", LARGE, ("A red apple",)) for i in range(3)]
+    rare = [Pair("word", LARGE, ("a red pear",)), Pair("pair of words", LARGE, ("apple a red",))]
+    names, dropped = kept(common + rare)
+    assert [name for name, _ in names] == ["0", "1", "2"]
+    assert dropped["texts with a word or two outside the 5 most frequent"] == 2
+
+
+def test_an_unreadable_image_is_left_to_be_reported_as_such():
+    assert len(kept([Pair("x", b"?", ("one two three",))])[0]) == 1
+
+
+@pytest.fixture
+def folder(tmp_path):
+    rows = [
+        {"file_name": "a.png", "text": ["one two three", "one"]},
+        {"file_name": "b.png", "text": "one"},
+        {"file_name": "c.png", "text": "a thing in twelve pictures"},
+    ]
+    rows += [{"file_name": f"d{i:02}.png", "text": "a thing in twelve pictures"} for i in range(11)]
+    rows += [{"file_name": "e.png", "text": "one small picture"}]
+    folder = write_folder(tmp_path / "d", rows)
+    for row in rows[:-1]:
+        (folder / row["file_name"]).write_bytes(LARGE)
+    return folder
+
+
+def test_filters_report_the_same_for_shards_as_for_a_folder(folder, tmp_path):
+    (tmp_path / "shards").mkdir()
+    pairs = Pairs([folder])
+    streamed = Pairs([write_shards(folder, tmp_path / "shards", 4)])
+    assert (
+        pairs.filter()
+        == streamed.filter()
+        == {
+            "kept": 1,
+            "texts of fewer than 3 or more than 20 words": 2,
+            "texts shared by more than 10 images": 12,
+            "images left without a text": 13,
+            "images with a side of 200 pixels or less": 1,
+        }
+    )
+    assert [p.texts for p in pairs] == [p.texts for p in streamed] == [("one two three",)]
+
+
+def test_filters_that_leave_nothing_say_what_each_dropped(tmp_path):
+    pairs = Pairs([write_folder(tmp_path / "d", [{"file_name": "a.png", "text": "one"}])])
+    with pytest.raises(ValueError, match=r"the filters leave nothing \(1 images with a side of 200"):
+        pairs.filter()

@@ -1,0 +1,300 @@
+"""`align-minimal train`: usage, bad input, choices of model and vocabulary; and under torchrun."""
+
+import json
+import math
+import multiprocessing
+import shutil
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+
+from align_minimal import AlignModel, AlignProcessor, BertTokenizer, contrastive_loss
+from align_minimal.training import loop as train
+from align_minimal.training.pairs import BatchStream, Pairs, Prepare
+from tests.training.tiny_training import (
+    TEXTS,
+    metrics,
+    newest,
+    program,
+    start,
+    write_config,
+    write_metadata,
+    write_pairs,
+)
+from tests.using.test_cli import refused, run
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory) -> Path:
+    folder = tmp_path_factory.mktemp("a folder, größer")
+    write_pairs(folder / "data")
+    write_config(folder / "config.json", dropout=0.0)
+    return folder
+
+
+@pytest.fixture(autouse=True)
+def no_curves(monkeypatch):
+    monkeypatch.setattr(train, "draw_curves", lambda run: None)
+
+
+def arguments(folder: Path, out: Path, *more, config: bool = True) -> list[str]:
+    argv = ["train", folder / "data", "--out", out, "--steps", 2, "--batch-size", 8, *more]
+    return [str(a) for a in (*argv, *(("--config", folder / "config.json") if config else ()))]
+
+
+@pytest.mark.parametrize(
+    "more, says",
+    [
+        (["--steps", "0"], ["--steps", "0"]),
+        (["--steps", "2", "--epochs", "2"], ["--epochs"]),
+        (["--batch-size", "x"], ["--batch-size", "x"]),
+        (["--lr", "-1"], ["--lr", "-1"]),
+        (["--lr", "nan"], ["--lr", "nan"]),
+        (["--temperature", "0"], ["--temperature", "above 0"]),
+        (["--label-smoothing", "1"], ["--label-smoothing", "1"]),
+        (["--warmup", "-1"], ["--warmup", "-1"]),
+        (["--workers", "-1"], ["--workers", "-1"]),
+        (["--device", "toaster"], ["--device", "toaster"]),
+        (["--optimizer", "sgd"], ["sgd", "lamb"]),
+        (["--init", "x", "--preset", "b3_mini"], ["--init"]),
+        (["--vocab", "x", "--vocab-size", "9"], ["--vocab"]),
+    ],
+    ids=lambda value: " ".join(value),
+)
+def test_bad_usage_is_status_2_in_one_line(capsys, folder, tmp_path, more, says):
+    refused(capsys, *arguments(folder, tmp_path / "out", *more, config=False), status=2, says=says)
+    assert not (tmp_path / "out").exists()
+
+
+def test_out_and_data_must_be_given_and_init_brings_its_vocabulary(capsys, folder, tmp_path):
+    refused(capsys, "train", folder / "data", status=2, says=["--out"])
+    refused(capsys, "train", "--out", tmp_path / "out", status=2, says=["DATA"])
+    argv = ["train", folder / "data", "--out", tmp_path / "out", "--init", "x", "--vocab", "y"]
+    refused(capsys, *argv, status=2, says=["--vocab", "--init"])
+
+
+def test_bad_data_and_folders_are_status_1_in_one_line(capsys, folder, tmp_path):
+    out = tmp_path / "out"
+    argv = ("--out", out, "--steps", 2, "--config", folder / "config.json")
+    refused(capsys, "train", tmp_path / "none", *argv, status=1, says=[tmp_path / "none"])
+    data = write_pairs(tmp_path / "data", TEXTS[:3])
+    (data / "metadata.jsonl").write_text('{"file_name": "0.png", "text": "a"}\n{"file_name": "1.p\n')
+    refused(capsys, "train", data, *argv, status=1, says=["metadata.jsonl, line 2"])
+    refused(capsys, "train", folder / "data", *argv, "--eval", data, status=1, says=["jsonl, line 2"])
+    file = tmp_path / "file"
+    file.write_text("a file")
+    refused(capsys, *arguments(folder, file), status=1, says=[file, "not a folder"])
+    refused(capsys, *arguments(folder, file / "out"), status=1, says=[file])
+    assert not out.exists()
+
+
+def test_a_folder_with_a_model_is_refused_without_resume(capsys, folder, tmp_path):
+    (tmp_path / "model.safetensors").write_bytes(b"precious")
+    refused(capsys, *arguments(folder, tmp_path), status=1, says=[tmp_path, "--resume"])
+    assert (tmp_path / "model.safetensors").read_bytes() == b"precious"
+
+
+@pytest.mark.parametrize(
+    "content, says",
+    [
+        ("{", "JSON"),
+        ("[]", "list"),
+        ('{"vision_config": {"image_size": "16"}}', "image_size"),
+        ('{"text_config": 3}', "text_config"),
+    ],
+)
+def test_a_bad_config_is_named(capsys, folder, tmp_path, content, says):
+    (tmp_path / "config.json").write_text(content)
+    argv = arguments(folder, tmp_path / "out", "--config", tmp_path / "config.json", config=False)
+    refused(capsys, *argv, status=1, says=[tmp_path / "config.json", says])
+
+
+def test_an_init_or_vocabulary_that_is_not_there_is_named(capsys, folder, tmp_path):
+    none = tmp_path / "no" / "model"
+    refused(capsys, *arguments(folder, tmp_path / "o", "--init", none, config=False), status=1, says=[none])
+    (tmp_path / "empty").mkdir()
+    argv = arguments(folder, tmp_path / "o", "--init", tmp_path / "empty", config=False)
+    refused(capsys, *argv, status=1, says=[tmp_path / "empty"])
+    refused(
+        capsys, *arguments(folder, tmp_path / "o", "--vocab", tmp_path / "v"), status=1, says=[tmp_path / "v"]
+    )
+
+
+def test_unreadable_images_are_named_once_counted_and_skipped(capsys, folder, tmp_path):
+    data = write_pairs(tmp_path / "data", TEXTS[:8])
+    (data / "0.png").write_bytes(b"no picture")
+    (data / "3.png").unlink()
+    argv = ["train", data, "--out", tmp_path / "out", "--config", folder / "config.json", "--batch-size", 8]
+    status, out, err = run(capsys, *argv, "--epochs", 3)
+    assert (status, out) == (0, "")
+    assert err.count("warning: skipped: ") == 2 and "2 images could not be read" in err
+    assert [row["pairs"] for row in metrics(tmp_path / "out")] == [6, 6, 6]
+
+
+def test_nothing_readable_is_an_error(capsys, folder, tmp_path):
+    data = write_pairs(tmp_path / "data", TEXTS[:3])
+    for path in data.glob("*.png"):
+        path.write_bytes(b"no picture")
+    argv = ["train", data, "--out", tmp_path / "out", "--config", folder / "config.json"]
+    refused(capsys, *argv, status=1, says=[data, "no image can be read"])
+
+
+def test_a_batch_larger_than_the_data_and_a_single_pair_are_trained_on_with_a_warning(
+    capsys, folder, tmp_path
+):
+    for count in (3, 1):
+        data = write_pairs(tmp_path / f"data{count}", TEXTS[:count])
+        out = tmp_path / f"out{count}"
+        argv = ["train", data, "--out", out, "--config", folder / "config.json", "--steps", 2, "--warmup", 5]
+        status, _, err = run(capsys, *argv)
+        assert status == 0 and f"batches of {count} only" in err and "longer than the 2 there are" in err
+        assert [row["pairs"] for row in metrics(out)] == [count, count]
+
+
+def test_resume_with_nothing_starts_afresh_and_changed_flags_are_told(capsys, folder, tmp_path):
+    out = tmp_path / "missing" / "parent" / "out"
+    status, _, err = run(capsys, *arguments(folder, out, "--resume"))
+    assert status == 0 and "warning" in err and "afresh" in err
+    status, _, err = run(capsys, *arguments(folder, out, "--resume", "--batch-size", 6, "--steps", 3))
+    assert status == 0 and "resuming at step 2\n" in err
+    assert "batch_size 6, which was 8" in err and "steps 3, which was 2" in err
+    assert [(row["step"], row["pairs"]) for row in metrics(out)] == [(1, 8), (2, 8), (3, 6)]
+
+
+def test_a_vocabulary_is_learnt_given_or_brought_by_init(capsys, folder, tmp_path):
+    learnt = tmp_path / "learnt"
+    assert run(capsys, *arguments(folder, learnt, "--vocab-size", 60))[0] == 0
+    expected = BertTokenizer.train(TEXTS, 60)
+    assert AlignProcessor.from_pretrained(learnt).tokenizer.vocab == expected.vocab
+    assert AlignModel.from_pretrained(learnt).config.text_config.vocab_size == len(expected)
+    given = tmp_path / "given"
+    (tmp_path / "vocab.txt").write_text("[PAD]\n[UNK]\n[CLS]\n[SEP]\n[MASK]\nred\nleft\n")
+    assert run(capsys, *arguments(folder, given, "--vocab", tmp_path / "vocab.txt"))[0] == 0
+    assert len(AlignProcessor.from_pretrained(given).tokenizer) == 7
+    tuned = tmp_path / "tuned"
+    argv = arguments(folder, tuned, "--init", given, "--lr", 0, config=False)
+    assert run(capsys, *argv)[0] == 0
+    for name in ("vocab.txt", "preprocessor_config.json"):
+        assert (tuned / name).read_bytes() == (given / name).read_bytes()
+    before, after = (dict(AlignModel.from_pretrained(p).named_parameters()) for p in (given, tuned))
+    assert all(torch.equal(before[name], after[name]) for name in before)  # at rate 0: it began there
+
+
+def test_filter_says_what_it_drops(capsys, folder, tmp_path):
+    status, out, err = run(capsys, *arguments(folder, tmp_path / "out", "--filter"))
+    assert (status, out) == (1, "")  # pictures of 24 × 24 are all too small for the paper
+    assert "200 pixels" in err and err.count("\n") == 1
+    from PIL import Image
+
+    data = write_pairs(tmp_path / "data", TEXTS[:6])
+    rows = []
+    for i in range(6):
+        Image.open(data / f"{i}.png").resize((210, 210)).save(data / f"{i}.png")
+        rows.append({"file_name": f"{i}.png", "text": f"a bar of {TEXTS[i]}" if i else "bar"})
+    write_metadata(data, rows)
+    argv = ["train", data, "--out", tmp_path / "out", "--config", folder / "config.json", "--filter"]
+    status, out, err = run(capsys, *argv, "--steps", 1, "--batch-size", 5)
+    assert (status, out) == (0, "") and "filter: 5 kept; 1 texts of fewer than 3" in err
+
+
+def test_what_was_trained_classifies_and_evaluates(capsys, folder, tmp_path):
+    out = tmp_path / "out"
+    status, printed, _ = run(capsys, *arguments(folder, out, "--eval", folder / "data"))
+    assert status == 0 and "24 images, 24 texts" in printed
+    _, printed, _ = run(capsys, "evaluate", folder / "data", "--model", out, "--json")
+    recall = json.loads(printed)
+    assert {k: v for k, v in recall.items() if k != "model"} == json.loads(
+        (out / "evaluation.json").read_text()
+    )
+    argv = ["classify", folder / "data" / "0.png", "--labels", "red", "green", "--model", out]
+    assert run(capsys, *argv)[0] == 0
+
+
+def test_a_worker_that_fails_ends_it_in_one_line(capsys, folder, tmp_path, monkeypatch):
+    def fail(self, pairs, seed):
+        raise KeyError("of a bug")
+
+    monkeypatch.setattr(Prepare, "__call__", fail)
+    status, out, err = run(capsys, *arguments(folder, tmp_path / "out", "--workers", 1))
+    assert (status, out) == (1, "") and "Traceback" not in err
+    assert err.splitlines()[-1].startswith("align-minimal: step 1: ") and "of a bug" in err
+    assert multiprocessing.active_children() == []  # or Python would wait for it for ever
+
+
+# ---- under torchrun ----------------------------------------------------------------------------------------
+
+TWO = ("--standalone", "--nproc_per_node", "2")
+
+
+def launch(argv: list[str]) -> tuple[int, str, str]:
+    with start(argv) as process:
+        out, err = process.communicate(timeout=280)
+    return process.returncode, out, err
+
+
+def first_loss(folder: Path, out: Path) -> float:
+    """Of the untrained model on the global batch; each process normalizes its own share (BatchNorm)."""
+    options = train.argparse.Namespace(init=None, config=folder / "config.json", vocab=None, vocab_size=None)
+    options.augment, options.seed, pairs = "paper", 0, Pairs([folder / "data"])
+    model, processor = train.new_model(options, pairs, steps=4)
+    prepare = Prepare(processor.image_processor, processor.tokenizer, max_tokens=16)
+    encode, shares = train.PairEncoder(model.train(), "float32"), []
+    for rank in range(2):
+        batch = next(iter(BatchStream(pairs, prepare, 9, 0, rank=rank, world=2)))
+        shares.append(encode(batch)[:2])
+    text, image = (torch.cat(share) for share in zip(*shares, strict=True))
+    return contrastive_loss(text, image, model.temperature).item()
+
+
+def test_two_processes_train_as_one_and_resume(folder, tmp_path):
+    """9 pairs a step: 5 here, 4 there. Once started as a module, once as a program."""
+    out = tmp_path / "out"
+    argv = arguments(folder, out, "--steps", 4, "--batch-size", 9, "--save-every", 2)
+    status, printed, err = launch(program(*argv, module="align_minimal", torchrun=TWO))
+    assert (status, printed) == (0, ""), err
+    assert [(row["step"], row["pairs"]) for row in metrics(out)] == [(s, 9) for s in (1, 2, 3, 4)]
+    assert metrics(out)[0]["loss"] == pytest.approx(first_loss(folder, out), rel=1e-5)
+    assert metrics(out)[0]["log_n"] == math.log(9)
+    whole = (out / "model.safetensors").read_bytes()
+    shutil.rmtree(newest(out))
+    command = [sys.executable, "-m", "torch.distributed.run", *TWO, "--no-python"]
+    command += [str(Path(sys.executable).parent / "align-minimal"), *argv, "--resume"]
+    if not Path(command[-len(argv) - 2]).exists():
+        command = program(*argv, "--resume", torchrun=TWO)
+    status, printed, err = launch(command)
+    assert (status, printed) == (0, "") and err.count("resuming at step 2") == 1, err
+    assert (out / "model.safetensors").read_bytes() == whole
+    assert [row["step"] for row in metrics(out)] == [1, 2, 3, 4]
+
+
+FAIL = """
+import os, sys
+from align_minimal.training import loop as train
+from align_minimal.__main__ import main
+learn = train.Trainer.learn
+def fail(self, batch):
+    if self.group.rank == 1 and self.step == 1:
+        raise ValueError("of rank one alone")
+    return learn(self, batch)
+train.Trainer.learn = fail
+sys.exit(main(sys.argv[1:]))
+"""
+
+
+def test_a_rank_that_fails_ends_the_run_with_its_error(folder, tmp_path):
+    (tmp_path / "fail.py").write_text(FAIL)
+    argv = arguments(folder, tmp_path / "out", "--steps", 50)
+    command = [sys.executable, "-m", "torch.distributed.run", *TWO, str(tmp_path / "fail.py"), *argv]
+    with start(command) as process:
+        seen, since = [], None
+        for line in process.stderr:
+            seen.append(line)
+            if "of rank one alone" in line and since is None:
+                since = time.monotonic()
+        process.wait(timeout=280)
+    assert since is not None, "".join(seen)
+    assert process.returncode != 0 and time.monotonic() - since < 30
+    assert "align-minimal: process 1: of rank one alone\n" in "".join(seen)

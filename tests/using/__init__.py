@@ -1,0 +1,1 @@
+"""Serving, searching, classifying, tracing; the command line and its pages."""

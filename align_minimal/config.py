@@ -6,11 +6,8 @@ But: an unknown keyword is an error here, where the reference swallows it.
 
 from __future__ import annotations
 
-import copy
-import dataclasses
-import difflib
 import math
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -18,7 +15,7 @@ from typing import Any, ClassVar
 
 import torch.nn.functional as F
 
-from .support.hub import find_file, read_json, write_json
+from .support.settings import Settings
 
 ACTIVATIONS: dict[str, Callable] = {
     "gelu": F.gelu,  # the exact one, x·Φ(x)
@@ -44,65 +41,32 @@ def get_activation(name: str | Callable) -> Callable:
     return ACTIVATIONS[name]
 
 
-def check_keywords(owner: str, keywords: Iterable[str], known: Iterable[str]) -> None:
-    """TypeError that names the nearest of the known keywords, for the first that is not among them.
-
-    >>> check_keywords("AlignTextConfig", ["hiden_size"], ["vocab_size", "hidden_size"])
-    Traceback (most recent call last):
-    TypeError: AlignTextConfig has no keyword 'hiden_size'; the nearest is 'hidden_size'
-    """
-    known = list(known)
-    for keyword in keywords:
-        if keyword not in known:
-            near = difflib.get_close_matches(keyword, known, n=1, cutoff=0)[0]
-            raise TypeError(f"{owner} has no keyword {keyword!r}; the nearest is {near!r}")
-
-
-class Config:
-    """What the three configurations share: keyword checks, and `config.json` both ways.
+class Config(Settings):
+    """What the three configurations share: `config.json`, and the ranges of numbers.
 
     >>> AlignTextConfig.from_dict(AlignTextConfig(hidden_size=24).to_dict()).hidden_size
     24
     """
 
+    filenames: ClassVar[tuple[str, ...]] = ("config.json",)
     model_type: ClassVar[str]
     part_of_align: ClassVar[str | None] = None  # the key of this configuration inside a full ALIGN's
 
-    def __new__(cls, *args, **kwargs):
-        check_keywords(cls.__name__, kwargs, [f.name for f in dataclasses.fields(cls)])
-        return super().__new__(cls)
-
     def to_dict(self) -> dict[str, Any]:
         """A plain dictionary that `from_dict`, and transformers, read back."""
-        return {"model_type": self.model_type} | dataclasses.asdict(self)
+        return {"model_type": self.model_type} | super().to_dict()
 
     @classmethod
     def from_dict(cls, content: dict[str, Any]):
-        """Build from a dictionary. Keys that are not keywords of this class (bookkeeping) are ignored."""
-        if cls.part_of_align in content:
-            content = content[cls.part_of_align]
-        names = {f.name for f in dataclasses.fields(cls)}
-        return cls(**copy.deepcopy({key: value for key, value in content.items() if key in names}))
+        """Build from a dictionary, also from a full ALIGN's. Keys that are no keywords here are ignored."""
+        return super().from_dict(content.get(cls.part_of_align, content))
 
-    @classmethod
-    def from_pretrained(cls, dir_or_name: str | Path):
-        """Read `config.json` of a folder or hub name; a tower's configuration also out of a full ALIGN's.
-
-        Raises FileNotFoundError, or ValueError naming the file and the value that is wrong in it.
-        """
-        path = find_file(dir_or_name, "config.json")
-        try:
-            return cls.from_dict(read_json(path))
-        except (TypeError, ValueError) as error:
-            message = str(error)
-            raise ValueError(message if message.startswith(str(path)) else f"{path}: {message}") from None
-
-    def save_pretrained(self, directory: str | Path) -> None:
+    def save_pretrained(self, directory: str | Path, **bookkeeping: str) -> None:
         """Write `directory/config.json`, atomically. ValueError if an activation is a callable."""
         for config in (self, *vars(self).values()):
             if callable(getattr(config, "hidden_act", None)):
                 raise ValueError("hidden_act is a callable; only a named activation can be saved")
-        write_json(Path(directory) / "config.json", self.to_dict())
+        super().save_pretrained(directory, **bookkeeping)
 
     def _check(
         self, positive: tuple[str, ...] = (), rates: tuple[str, ...] = (), reals: tuple[str, ...] = ()

@@ -26,9 +26,8 @@ import numpy as np
 import torch
 from PIL import Image, ImageOps, UnidentifiedImageError
 
-from .config import check_keywords
-from .support.hub import find_file, read_json, write_json
 from .support.outputs import Batch
+from .support.settings import Settings, check_keywords
 
 Size = int | Sequence[int] | dict[str, int]
 Picture = Image.Image | np.ndarray | torch.Tensor
@@ -170,7 +169,7 @@ def center_crop(x: np.ndarray, size: tuple[int, int]) -> np.ndarray:
 
 
 @dataclass
-class EfficientNetImageProcessor:
+class EfficientNetImageProcessor(Settings):
     """Pictures → pixel_values (B, 3, H, W) float32. The options are fields, and keywords of a call.
 
     `size` and `crop_size` are {"height", "width"}, (height, width) or one number; resizing ignores the aspect
@@ -197,11 +196,7 @@ class EfficientNetImageProcessor:
     include_top: bool = True
 
     model_input_names: ClassVar[tuple[str, ...]] = ("pixel_values",)
-    filename: ClassVar[str] = "preprocessor_config.json"
-
-    def __new__(cls, *args, **options):
-        check_keywords(cls.__name__, options, cls.option_names())
-        return super().__new__(cls)
+    filenames: ClassVar[tuple[str, ...]] = ("preprocessor_config.json", "processor_config.json")
 
     def __post_init__(self):
         self.size = _size("size", self.size, 346)
@@ -218,40 +213,24 @@ class EfficientNetImageProcessor:
         if not isinstance(self.rescale_factor, (int, float)) or not math.isfinite(self.rescale_factor):
             raise ValueError(f"rescale_factor must be a finite number, not {self.rescale_factor!r}")
 
-    @classmethod
-    def option_names(cls) -> list[str]:
-        return [field.name for field in dataclasses.fields(cls)]
-
     def to_dict(self) -> dict[str, Any]:
         """A plain dictionary that `from_dict`, and transformers, read back."""
-        return dataclasses.asdict(self) | {"image_processor_type": "EfficientNetImageProcessor"}
+        return super().to_dict() | {"image_processor_type": "EfficientNetImageProcessor"}
 
     @classmethod
     def from_dict(cls, content: dict[str, Any]) -> EfficientNetImageProcessor:
         """Build from a dictionary. Other keys (bookkeeping) are ignored; null stands for the default."""
-        names = cls.option_names()
-        return cls(**{k: value for k, value in content.items() if k in names and value is not None})
+        return super().from_dict({key: value for key, value in content.items() if value is not None})
 
     @classmethod
-    def from_pretrained(cls, dir_or_name: str | Path) -> EfficientNetImageProcessor:
-        """Read `preprocessor_config.json` of a folder or hub name, or processor_config.json (transformers 5).
-
-        Raises FileNotFoundError, or ValueError naming the file and the value that is wrong in it.
-        """
-        path = find_file(dir_or_name, cls.filename, "processor_config.json")
-        content = read_json(path)
-        if path.name != cls.filename:
-            content = content.get("image_processor")
-            if not isinstance(content, dict):
-                raise ValueError(f"{path}: no image_processor in it, and no {cls.filename} beside it")
-        try:
-            return cls.from_dict(content)
-        except (TypeError, ValueError) as error:
-            raise ValueError(f"{path}: {error}") from None
-
-    def save_pretrained(self, directory: str | Path, **bookkeeping: str) -> None:
-        """Write `directory/preprocessor_config.json`, atomically, with `bookkeeping` beside the options."""
-        write_json(Path(directory) / self.filename, self.to_dict() | bookkeeping)
+    def read(cls, path: Path) -> dict[str, Any]:
+        """The settings in preprocessor_config.json, or in transformers 5's processor_config.json."""
+        content = super().read(path)
+        if path.name == cls.filenames[0]:
+            return content
+        if not isinstance(content.get("image_processor"), dict):
+            raise ValueError(f"{path}: no image_processor in it, and no {cls.filenames[0]} beside it")
+        return content["image_processor"]
 
     def __call__(
         self,
@@ -269,7 +248,7 @@ class EfficientNetImageProcessor:
         Options of the constructor given here hold for this call; None leaves one as it is.
         """
         call = ["return_tensors", "data_format", "input_data_format"]
-        check_keywords(f"{type(self).__name__}.__call__", options, self.option_names() + call)
+        check_keywords(f"{type(self).__name__}.__call__", options, self.keywords() + call)
         options = {name: value for name, value in options.items() if value is not None}
         steps = dataclasses.replace(self, **options) if options else self
         if return_tensors not in (None, "np", "pt"):

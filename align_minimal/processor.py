@@ -15,9 +15,9 @@ import numpy as np
 import torch
 from PIL import Image
 
-from .config import check_keywords
 from .image_processor import EfficientNetImageProcessor, Picture
 from .support.outputs import Batch
+from .support.settings import check_keywords
 from .tokenizer import BertTokenizer
 
 
@@ -81,7 +81,7 @@ class AlignProcessor:
         text_names = [
             name for name in inspect.signature(self.tokenizer.__call__).parameters if name != "text"
         ]
-        image_names = [*self.image_processor.option_names(), "data_format", "input_data_format"]
+        image_names = [*self.image_processor.keywords(), "data_format", "input_data_format"]
         own_names = ["images", "padding", "max_length", "return_tensors"]
         check_keywords("AlignProcessor", options, ["text", *own_names, *text_names, *image_names])
         return tuple({k: v for k, v in options.items() if k in names} for names in (text_names, image_names))

@@ -32,10 +32,9 @@ import numpy as np
 import torch
 from PIL import Image
 
-from align_minimal.config import check_keywords
 from align_minimal.image_processor import Picture, Size
-from align_minimal.support.hub import find_file, read_json, write_json
 from align_minimal.support.outputs import Batch
+from align_minimal.support.settings import Settings, check_keywords
 from align_minimal.tokenizer import BertTokenizer
 
 
@@ -97,7 +96,7 @@ def center_crop(x: np.ndarray, size: tuple[int, int]) -> np.ndarray:
 
 
 @dataclass
-class EfficientNetImageProcessor:
+class EfficientNetImageProcessor(Settings):
     """Pictures → pixel_values (B, 3, H, W) float32. The options are fields, and keywords of a call.
 
     `size` and `crop_size` are {"height", "width"}, (height, width) or one number; resizing ignores the aspect
@@ -123,16 +122,9 @@ class EfficientNetImageProcessor:
     image_std: float | Sequence[float] | None = None  # 0.5
     include_top: bool = True
     model_input_names: ClassVar[tuple[str, ...]] = ("pixel_values",)
-    filename: ClassVar[str] = "preprocessor_config.json"
-
-    def __new__(cls, *args, **options):
-        raise NotImplementedError
+    filenames: ClassVar[tuple[str, ...]] = ("preprocessor_config.json", "processor_config.json")
 
     def __post_init__(self):
-        raise NotImplementedError
-
-    @classmethod
-    def option_names(cls) -> list[str]:
         raise NotImplementedError
 
     def to_dict(self) -> dict[str, Any]:
@@ -145,15 +137,8 @@ class EfficientNetImageProcessor:
         raise NotImplementedError
 
     @classmethod
-    def from_pretrained(cls, dir_or_name: str | Path) -> EfficientNetImageProcessor:
-        """Read `preprocessor_config.json` of a folder or hub name, or processor_config.json (transformers 5).
-
-        Raises FileNotFoundError, or ValueError naming the file and the value that is wrong in it.
-        """
-        raise NotImplementedError
-
-    def save_pretrained(self, directory: str | Path, **bookkeeping: str) -> None:
-        """Write `directory/preprocessor_config.json`, atomically, with `bookkeeping` beside the options."""
+    def read(cls, path: Path) -> dict[str, Any]:
+        """The settings in preprocessor_config.json, or in transformers 5's processor_config.json."""
         raise NotImplementedError
 
     def __call__(

@@ -12,6 +12,7 @@ PACKAGE = Path(align_minimal.__file__).parent
 ORDER = [
     "support.outputs",
     "support.hub",
+    "support.settings",
     "config",
     "checkpoint",
     "efficientnet",

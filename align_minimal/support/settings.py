@@ -1,0 +1,77 @@
+"""Dataclasses that are files: a field is a keyword of the constructor and a key of a JSON file."""
+
+from __future__ import annotations
+
+import copy
+import dataclasses
+import difflib
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any, ClassVar
+
+from .hub import find_file, read_json, write_json
+
+
+def check_keywords(owner: str, keywords: Iterable[str], known: Iterable[str]) -> None:
+    """TypeError that names the nearest of the known keywords, for the first that is not among them.
+
+    >>> check_keywords("AlignTextConfig", ["hiden_size"], ["vocab_size", "hidden_size"])
+    Traceback (most recent call last):
+    TypeError: AlignTextConfig has no keyword 'hiden_size'; the nearest is 'hidden_size'
+    """
+    known = list(known)
+    for keyword in keywords:
+        if keyword not in known:
+            near = difflib.get_close_matches(keyword, known, n=1, cutoff=0)[0]
+            raise TypeError(f"{owner} has no keyword {keyword!r}; the nearest is {near!r}")
+
+
+class Settings:
+    """What the configurations and the image processor share: keyword checks, and a JSON file both ways.
+
+    >>> from align_minimal import AlignTextConfig
+    >>> AlignTextConfig.from_dict(AlignTextConfig(hidden_size=24).to_dict()).hidden_size
+    24
+    """
+
+    filenames: ClassVar[tuple[str, ...]]  # looked for in this order; the first is the one that is written
+
+    def __new__(cls, *args, **keywords):
+        # Before __init__ sees them: a dataclass's own TypeError does not name the nearest keyword.
+        check_keywords(cls.__name__, keywords, cls.keywords())
+        return super().__new__(cls)
+
+    @classmethod
+    def keywords(cls) -> list[str]:
+        return [field.name for field in dataclasses.fields(cls)]
+
+    def to_dict(self) -> dict[str, Any]:
+        """A plain dictionary that `from_dict`, and transformers, read back."""
+        return dataclasses.asdict(self)
+
+    @classmethod
+    def from_dict(cls, content: dict[str, Any]):
+        """Build from a dictionary. Keys that are not keywords of this class (bookkeeping) are ignored."""
+        return cls(**copy.deepcopy({key: content[key] for key in cls.keywords() if key in content}))
+
+    @classmethod
+    def read(cls, path: Path) -> dict[str, Any]:
+        """The part of the file at `path` that describes this class: here, all of it."""
+        return read_json(path)
+
+    @classmethod
+    def from_pretrained(cls, dir_or_name: str | Path):
+        """Read the file of a folder or hub name.
+
+        Raises FileNotFoundError, or ValueError naming the file and the value that is wrong in it.
+        """
+        path = find_file(dir_or_name, *cls.filenames)
+        try:
+            return cls.from_dict(cls.read(path))
+        except (TypeError, ValueError) as error:
+            message = str(error)
+            raise ValueError(message if message.startswith(str(path)) else f"{path}: {message}") from None
+
+    def save_pretrained(self, directory: str | Path, **bookkeeping: str) -> None:
+        """Write the file into `directory`, atomically, with `bookkeeping` beside the settings."""
+        write_json(Path(directory) / self.filenames[0], self.to_dict() | bookkeeping)

@@ -13,9 +13,9 @@ from pathlib import Path
 import torch
 from tqdm import tqdm
 
-from ..image_processor import load_image
 from ..model import AlignModel
 from ..processor import AlignProcessor
+from ..support.image_files import load_image
 from ..training.pairs import Pairs
 from ..using.pictures import find_pictures
 from ..using.retrieval import embed_images, evaluate, print_recall, readable

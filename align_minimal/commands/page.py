@@ -12,8 +12,8 @@ import io
 from collections.abc import Iterable
 from pathlib import Path
 
-from ..image_processor import load_image
 from ..support.hub import write_atomically
+from ..support.image_files import load_image
 
 SIDE = 256  # pixels of a thumbnail's longer side
 

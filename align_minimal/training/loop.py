@@ -35,10 +35,11 @@ from tqdm import tqdm
 
 from ..config import AlignConfig
 from ..contrastive import contrastive_loss
-from ..image_processor import EfficientNetImageProcessor, open_image
+from ..image_processor import EfficientNetImageProcessor
 from ..model import AlignModel
 from ..processor import AlignProcessor
 from ..support.hub import read_json, write_atomically, write_json
+from ..support.image_files import open_image
 from ..support.outputs import Batch
 from ..tokenizer import BertTokenizer
 from ..using.retrieval import evaluate, print_recall

@@ -13,6 +13,11 @@ ORDER = [
     "support.outputs",
     "support.hub",
     "support.settings",
+    "support.rgb",
+    "support.image_files",
+    "support.image_options",
+    "support.batching",
+    "support.vocab_files",
     "config",
     "checkpoint",
     "efficientnet",
@@ -20,6 +25,7 @@ ORDER = [
     "contrastive",
     "model",
     "wordpiece",
+    "training.vocabulary",
     "tokenizer",
     "image_processor",
     "processor",
@@ -43,6 +49,7 @@ ORDER = [
 ]
 # Imported inside the function that offers the other path.
 DISPATCH = {"contrastive": {"training.large_batch"}, "model": {"using.inference"}}
+DISPATCH["tokenizer"] = {"training.vocabulary"}
 ROOMS = ("commands", "support", "training", "using")
 SOURCES = {
     ".".join(p.relative_to(PACKAGE).with_suffix("").parts): ast.parse(p.read_text(encoding="utf-8"))

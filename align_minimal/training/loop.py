@@ -352,6 +352,10 @@ class Trainer:
         together = self.group.world > 1
         return contrastive_loss(text, image, temperature, self.args.label_smoothing, self.args.tile, together)
 
+    def one_pass(self) -> bool:
+        """Does every rank's share fit one chunk? From the flags alone, so that all ranks say the same."""
+        return self.args.chunk is None or self.args.chunk >= -(-self.args.batch_size // self.group.world)
+
     def learn(self, batch: Batch) -> dict:
         """One step. Returns what metrics.jsonl says of it; ValueError if loss or gradient is not finite."""
         rate = learning_rate(self.step + 1, self.steps, self.warmup, self.args.lr)
@@ -361,7 +365,7 @@ class Trainer:
         self.optimizer.zero_grad()
         try:
             chunks = split(batch.to(self.group.device), self.args.chunk)
-            loss = backward_in_chunks(self.encoder, chunks, self.loss).item()
+            loss = backward_in_chunks(self.encoder, chunks, self.loss, self.one_pass()).item()
         except (RuntimeError, ValueError) as error:  # no memory left, another process gone, σ not a number
             names = f"the batch was {batch['names'][0]}, …"
             raise ValueError(f"step {self.step + 1}: {reason(error)}; {names}") from error

@@ -4,6 +4,7 @@ import json
 import math
 import multiprocessing
 import shutil
+import subprocess
 import sys
 import time
 from pathlib import Path
@@ -229,9 +230,14 @@ def test_a_worker_that_fails_ends_it_in_one_line(capsys, folder, tmp_path, monke
 TWO = ("--standalone", "--nproc_per_node", "2")
 
 
-def launch(argv: list[str]) -> tuple[int, str, str]:
+def launch(argv: list[str], limit: float = 280) -> tuple[int, str, str]:
+    """Exit status, stdout and stderr; a run that takes longer than `limit` seconds fails the test."""
     with start(argv) as process:
-        out, err = process.communicate(timeout=280)
+        try:
+            out, err = process.communicate(timeout=limit)
+        except subprocess.TimeoutExpired:
+            process.terminate()  # torchrun ends its processes, too
+            pytest.fail(f"still running after {limit:.0f} seconds: {process.communicate()[1]}")
     return process.returncode, out, err
 
 
@@ -268,6 +274,23 @@ def test_two_processes_train_as_one_and_resume(folder, tmp_path):
     assert (status, printed) == (0, "") and err.count("resuming at step 2") == 1, err
     assert (out / "model.safetensors").read_bytes() == whole
     assert [row["step"] for row in metrics(out)] == [1, 2, 3, 4]
+
+
+UNEVEN = {
+    "7 pairs: 2 chunks and 1": (["--batch-size", 7, "--chunk", 3], None, [7, 7, 7]),
+    "8 pairs, one unreadable": (["--batch-size", 8, "--chunk", 3], 5, [7, 8, 7]),
+}
+
+
+@pytest.mark.parametrize("more, broken, pairs", UNEVEN.values(), ids=UNEVEN)
+def test_ranks_with_different_numbers_of_chunks_do_not_wait_for_each_other(tmp_path, more, broken, pairs):
+    data = write_pairs(tmp_path / "data", TEXTS[:8] if broken else TEXTS[:7])
+    if broken:
+        (data / f"{broken}.png").write_bytes(b"no picture")
+    argv = ["train", data, "--out", tmp_path / "out", "--config", write_config(tmp_path / "config.json")]
+    status, printed, err = launch(program(*argv, *more, "--steps", 3, torchrun=TWO), limit=60)
+    assert (status, printed) == (0, ""), err
+    assert [row["step"] for row in metrics(tmp_path / "out")] == [1, 2, 3]
 
 
 FAIL = """

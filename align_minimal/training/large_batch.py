@@ -218,10 +218,10 @@ def backward_in_chunks(
     change in the second alone. So all is as in one pass with every chunk's graph kept: dL/dθ =
     Σ_chunks dL/de · de/dθ, and BatchNorm's batch is the chunk.
 
-    one_pass: a single chunk whose graph is kept needs no second pass (None: go once where there is one chunk).
+    one_pass: a single chunk whose graph is kept needs no second pass (None: one pass if there is one chunk).
     Over processes every rank must say the same, whatever its own number of chunks: in one pass the ranks meet
-    in the encoder before they meet in the loss, in two passes the other way round, and a rank that is elsewhere
-    is waited for without end.
+    in the encoder before they meet in the loss, in two passes the other way round, and ranks that do not meet
+    wait for each other without end.
 
     Raises ValueError if there are no chunks, or several for one pass.
 

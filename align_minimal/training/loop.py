@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import gc
 import itertools
 import math
 import os
@@ -434,7 +435,17 @@ class Trainer:
                 if last:
                     break
         self.unreadable = dict.fromkeys(self.group.gather_lists(list(self.unreadable)))
+        self.take_apart()
         return stop
+
+    def take_apart(self) -> None:
+        """Free DistributedDataParallel while its process group is still there.
+
+        Freed after the group, its destructor waits for a thread that waits for Python's lock (PyTorch's issue
+        56297).
+        """
+        self.encoder = None
+        gc.collect()
 
 
 # ---- the command -------------------------------------------------------------------------------------------

@@ -4,6 +4,7 @@ import json
 import math
 import multiprocessing
 import shutil
+import socket
 import subprocess
 import sys
 import time
@@ -291,6 +292,51 @@ def test_ranks_with_different_numbers_of_chunks_do_not_wait_for_each_other(tmp_p
     status, printed, err = launch(program(*argv, *more, "--steps", 3, torchrun=TWO), limit=60)
     assert (status, printed) == (0, ""), err
     assert [row["step"] for row in metrics(tmp_path / "out")] == [1, 2, 3]
+
+
+AGAIN = """
+import gc, os, sys
+import torch.distributed as dist
+from torch.nn.parallel import DistributedDataParallel
+from align_minimal.__main__ import main
+from align_minimal.training import loop
+loop.draw_curves = lambda run: None
+leave = dist.destroy_process_group
+def leave_alone():
+    assert not [thing for thing in gc.get_objects() if isinstance(thing, DistributedDataParallel)]
+    leave()
+dist.destroy_process_group = leave_alone
+rank, out, ports = sys.argv[1], sys.argv[2], sys.argv[3].split(",")
+os.environ |= dict(RANK=rank, LOCAL_RANK=rank, WORLD_SIZE="2", MASTER_ADDR="127.0.0.1")
+for port in ports:
+    os.environ["MASTER_PORT"] = port
+    if status := main([*sys.argv[4:], "--out", f"{out}/{port}"]):
+        sys.exit(status)
+"""
+
+
+def free_ports(count: int) -> list[str]:
+    sockets = [socket.socket() for _ in range(count)]
+    for each in sockets:
+        each.bind(("127.0.0.1", 0))
+    ports = [str(each.getsockname()[1]) for each in sockets]
+    for each in sockets:
+        each.close()
+    return ports
+
+
+def test_the_process_group_is_left_after_distributed_data_parallel_is_freed(folder, tmp_path):
+    """Freed after its group, it hung in 3 of 4 processes that trained six times."""
+    ports = ",".join(free_ports(3))
+    argv = ["train", folder / "data", "--config", folder / "config.json", "--steps", 2, "--batch-size", 8]
+    command = [sys.executable, "-c", AGAIN]
+    ranks = [start([*command, rank, str(tmp_path), ports, *map(str, argv)]) for rank in ("0", "1")]
+    try:
+        results = [rank.communicate(timeout=90) for rank in ranks]
+    finally:
+        for rank in ranks:
+            rank.kill()
+    assert [rank.returncode for rank in ranks] == [0, 0], results
 
 
 FAIL = """

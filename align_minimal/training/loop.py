@@ -48,7 +48,7 @@ from .large_batch import backward_in_chunks
 from .options import check_arguments
 from .pairs import RESIZE, BatchStream, Pairs, Prepare, batches, epoch_batches
 from .processes import Processes, note_signals, processes, start_worker
-from .run_folder import Run, checkpoints, load_optimizer
+from .run_folder import Run, checkpoints, load_optimizer, model_files
 
 # ---- small pieces ------------------------------------------------------------------------------------------
 
@@ -266,6 +266,8 @@ class Trainer:
             for t in itertools.chain(self.model.parameters(), self.model.buffers()):
                 # Away from the file's pages: how a matrix lies in memory can decide the order of its sums.
                 t.data = t.data.clone()
+        elif checkpoints(self.args.out):
+            raise ValueError(f"{self.args.out}: none of its checkpoints can be read; give another --out")
         else:
             self.model, self.processor = new_model(self.args, self.pairs, self.steps)
         if self.args.temperature:
@@ -485,7 +487,7 @@ def finish(trainer: Trainer, evaluation: Pairs | None) -> None:
 
 
 def check_out(args: argparse.Namespace) -> None:
-    """Refuse to train over an earlier run, or into what is no folder.
+    """Refuse to train over a model or an earlier run, or into what is no folder.
 
     >>> check_out(argparse.Namespace(out=Path("setup.cfg"), resume=False))
     Traceback (most recent call last):
@@ -493,7 +495,12 @@ def check_out(args: argparse.Namespace) -> None:
     """
     if args.out.exists() and not args.out.is_dir():
         raise ValueError(f"{args.out}: not a folder")
-    if not args.resume and (checkpoints(args.out) or (args.out / "model.safetensors").exists()):
+    found, files = checkpoints(args.out), model_files(args.out)
+    if args.resume and not found and files:
+        raise ValueError(
+            f"{args.out}: holds {files[0]}, but no checkpoint to resume from; give another --out"
+        )
+    if not args.resume and (found or files):
         raise ValueError(f"{args.out}: holds a model already; give --resume, or another --out")
 
 

@@ -14,8 +14,11 @@ import pytest
 import torch
 
 from align_minimal import AlignModel, AlignProcessor, BertTokenizer, contrastive_loss
+from align_minimal.__main__ import main
+from align_minimal.support.hub import weights_folder
 from align_minimal.training import loop as train
 from align_minimal.training.pairs import BatchStream, Pairs, Prepare
+from align_minimal.training.run_folder import checkpoints, model_files
 from tests.training.tiny_training import (
     TEXTS,
     metrics,
@@ -97,6 +100,40 @@ def test_a_folder_with_a_model_is_refused_without_resume(capsys, folder, tmp_pat
     (tmp_path / "model.safetensors").write_bytes(b"precious")
     refused(capsys, *arguments(folder, tmp_path), status=1, says=[tmp_path, "--resume"])
     assert (tmp_path / "model.safetensors").read_bytes() == b"precious"
+
+
+def copied_model(folder: Path, out: Path) -> Path:
+    return Path(shutil.copytree(weights_folder() / "emoji", out))
+
+
+def broken_run(folder: Path, out: Path) -> Path:
+    assert main(arguments(folder, out, "--save-every", 1)) == 0
+    for checkpoint in checkpoints(out):
+        (checkpoint / "training.json").write_text("{")
+    return out
+
+
+def broken_run_without_a_model(folder: Path, out: Path) -> Path:
+    for name in model_files(broken_run(folder, out)):
+        (out / name).unlink()
+    return out
+
+
+def only_a_vocabulary(folder: Path, out: Path) -> Path:
+    out.mkdir()
+    (out / "vocab.txt").write_text("precious")
+    return out
+
+
+@pytest.mark.parametrize("make", [copied_model, broken_run, broken_run_without_a_model, only_a_vocabulary])
+def test_without_a_checkpoint_to_resume_from_resume_destroys_nothing(capsys, folder, tmp_path, make):
+    out = make(folder, tmp_path / "out")
+    capsys.readouterr()
+    before = {path: path.read_bytes() for path in out.rglob("*") if path.is_file()}
+    status, printed, err = run(capsys, *arguments(folder, out, "--resume"))
+    assert (status, printed) == (1, "") and "Traceback" not in err
+    assert err.splitlines()[-1].startswith(f"align-minimal: {out}: ") and "another --out" in err
+    assert {path: path.read_bytes() for path in out.rglob("*") if path.is_file()} == before
 
 
 @pytest.mark.parametrize(
@@ -341,6 +378,8 @@ def test_the_process_group_is_left_after_distributed_data_parallel_is_freed(fold
 
 FAIL = """
 import os, sys
+from align_minimal.__main__ import main
+from align_minimal.support.hub import weights_folder
 from align_minimal.training import loop as train
 from align_minimal.__main__ import main
 learn = train.Trainer.learn

@@ -16,7 +16,7 @@ from tqdm import tqdm
 from ..image_processor import load_image
 from ..model import AlignModel
 from ..processor import AlignProcessor
-from ..training.pairs import Pairs
+from ..training.dataset import Pairs
 from ..using.pictures import find_pictures
 from ..using.retrieval import embed_images, evaluate, print_recall, readable
 from ..using.search import ImageIndex
@@ -204,7 +204,7 @@ def run_demo(args: argparse.Namespace, parser: argparse.ArgumentParser) -> None:
 
 
 def run_train(args: argparse.Namespace, parser: argparse.ArgumentParser) -> int | None:
-    from ..training.loop import train
+    from ..training.command import train
 
     check_device(args.device, parser)
     return train(args, parser)

@@ -5,8 +5,7 @@ import torch
 
 from align_minimal import AlignTextConfig, AlignTextModel
 from align_minimal.bert import additive_mask, layer_head_masks
-from tests.reference.parity import assert_close
-from tests.reference.text_parity import PRECISIONS, Golden
+from tests.reference.parity import PRECISIONS, Golden, assert_close
 
 KINDS = ("absolute", "relative_key", "relative_key_query")
 CASES = [("absolute", case) for case in ("plain", "mask_2d", "mask_3d", "masked_row", "head_mask_1d")]

@@ -10,8 +10,18 @@ import torch
 
 from align_minimal import AlignTextConfig, AlignTextModel
 from align_minimal.checkpoint import hugging_face_key
-from tests.reference.parity import assert_alive, assert_close, assert_gradients_close, golden, gradients
-from tests.reference.text_parity import OLD, PRECISIONS, Golden, flatten, transformers
+from tests.reference.parity import (
+    OLD,
+    PRECISIONS,
+    Golden,
+    assert_alive,
+    assert_close,
+    assert_gradients_close,
+    flatten,
+    golden,
+    gradients,
+    transformers,
+)
 
 ABSOLUTE = ("plain", "mask_2d", "mask_3d", "masked_row", "head_mask_1d", "head_mask_2d")
 ABSOLUTE += ("token_types", "positions", "embeds")

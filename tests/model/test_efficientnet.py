@@ -15,8 +15,17 @@ from align_minimal.efficientnet import (
     block_specs,
     round_filters,
 )
-from tests.reference.parity import GRADIENTS, VALUES, assert_alive, assert_close
-from tests.reference.vision_parity import CASES, assert_gradients_like_golden, pixels, tensors, tower
+from tests.reference.parity import (
+    CASES,
+    GRADIENTS,
+    VALUES,
+    assert_alive,
+    assert_close,
+    assert_gradients_like_golden,
+    pixels,
+    tensors,
+    tower,
+)
 
 PARTS = [
     (case, name.removesuffix("/input"))

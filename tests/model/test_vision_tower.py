@@ -9,16 +9,20 @@ import torch
 from align_minimal import AlignConfig, AlignVisionConfig, AlignVisionModel
 from align_minimal.checkpoint import hugging_face_key
 from tests.reference.parity import (
+    CASES,
     GRADIENTS,
     VALUES,
     assert_alive,
     assert_close,
     assert_gradients_close,
+    assert_gradients_like_golden,
     copy_to_hugging_face,
     gradients,
     healthy,
+    pixels,
+    tensors,
+    tower,
 )
-from tests.reference.vision_parity import CASES, assert_gradients_like_golden, pixels, tensors, tower
 
 DTYPES = pytest.mark.parametrize("dtype", [torch.float64, torch.float32], ids=str)
 ACTIVATIONS = ("relu", "gelu", "gelu_new", "silu", "swish", "mish")

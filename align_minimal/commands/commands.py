@@ -41,12 +41,6 @@ def check_device(name: str, parser: argparse.ArgumentParser) -> None:
         parser.error(f"--device {name}: {str(error).splitlines()[0]}")
 
 
-def check_page(path: str | None) -> None:
-    """The cheap mistake first: what cannot be a file is refused before any work is done."""
-    if path and Path(path).is_dir():
-        raise IsADirectoryError(f"{path}: a folder; --html takes a file")
-
-
 def load(args: argparse.Namespace) -> tuple[AlignModel, AlignProcessor]:
     model = AlignModel.from_pretrained(args.model).to(args.device)
     return model, AlignProcessor.from_pretrained(args.model)
@@ -72,7 +66,8 @@ def run_classify(args: argparse.Namespace, parser: argparse.ArgumentParser) -> N
         check_labels(labels, templates)
     except ValueError as error:
         parser.error(str(error))
-    check_page(args.html)
+    if args.html:
+        page.check_page(Path(args.html))  # the cheap mistake first
     found = find_pictures(args.images)
     classifier = ZeroShotClassifier(*load_for_inference(args), labels, templates)
     results = classify(classifier, found, args.top)
@@ -136,7 +131,8 @@ def run_search(args: argparse.Namespace, parser: argparse.ArgumentParser) -> Non
         if not text.strip():
             parser.error(f"query {text!r} is empty")
     check_device(args.device, parser)
-    check_page(args.html)
+    if args.html:
+        page.check_page(Path(args.html))  # the cheap mistake first
     if args.image is not None:
         load_image(args.image)  # if it cannot be read, better known before the folder is embedded
     index = ImageIndex(args.folder, *load(args), args.index)

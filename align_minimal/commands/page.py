@@ -13,14 +13,16 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from ..image_processor import load_image
-from ..support.hub import write_atomically
+from ..support.hub import check_own, write_atomically
 
 SIDE = 256  # pixels of a thumbnail's longer side
+MARK = b'<meta name="generator" content="align-minimal">'  # by which a page is known as one of ours
 
 HEAD = """<!DOCTYPE html>
 <html lang="en">
 <head>
 <meta charset="utf-8">
+<meta name="generator" content="align-minimal">
 <meta name="viewport" content="width=device-width, initial-scale=1">
 <meta http-equiv="Content-Security-Policy"
  content="default-src 'none'; img-src data:; style-src 'unsafe-inline'">
@@ -105,8 +107,31 @@ def section(title: str, figures: Iterable[str]) -> str:
     return f'<section>{heading}<div class="grid">\n{"".join(figures)}</div></section>\n'
 
 
+def check_page(path: Path) -> None:
+    """OSError that names `path`, unless a page may be written there: it is no folder, and no other file.
+
+    >>> check_page(Path("weights"))
+    Traceback (most recent call last):
+    IsADirectoryError: weights: a folder; --html takes a file
+    """
+    if path.is_dir():
+        raise IsADirectoryError(f"{path}: a folder; --html takes a file")
+    if not is_stream(path):
+        check_own(path, MARK)
+
+
+def is_stream(path: Path) -> bool:
+    """Whether `path` is a device or a pipe: it is written to, where a file is replaced.
+
+    >>> is_stream(Path("/dev/null")), is_stream(Path("setup.cfg"))
+    (True, False)
+    """
+    return path.exists() and not path.is_file() and not path.is_dir()
+
+
 def write_page(path: Path, title: str, sections: Iterable[str]) -> None:
-    """Write the page, whole or not at all. OSError if it cannot be written.
+    """Write the page, whole or not at all, over nothing but a page. A symbolic link leads to the file that is
+    written. OSError if it cannot be written, or if something else is there.
 
     >>> import tempfile
     >>> with tempfile.TemporaryDirectory() as folder:
@@ -115,7 +140,11 @@ def write_page(path: Path, title: str, sections: Iterable[str]) -> None:
     2
     """
     content = HEAD.format(title=text(title)) + "".join(sections) + "</body>\n</html>\n"
-    write_atomically(path, lambda temporary: temporary.write_text(content, encoding="utf-8"))
+    check_page(path)
+    if is_stream(path):
+        path.write_text(content, encoding="utf-8")
+    else:
+        write_atomically(path.resolve(), lambda temporary: temporary.write_text(content, encoding="utf-8"))
 
 
 def classification(results: list[dict]) -> list[str]:

@@ -27,9 +27,12 @@ from tqdm import tqdm
 
 from ..model import AlignModel
 from ..processor import AlignProcessor
-from ..support.hub import write_atomically
+from ..support.hub import check_own, write_atomically
 from .pictures import find_in_folder
 from .retrieval import compose, embed_images, embed_texts, readable, top_k
+
+EMBEDDINGS, NAMES = "embeddings.safetensors", "names.json"
+MARK = b'"written_by":"align-minimal search"'  # as it stands in the header of embeddings.safetensors
 
 
 def fingerprint(model: AlignModel, processor: AlignProcessor) -> bytes:
@@ -62,7 +65,7 @@ def read_index(folder: Path, width: int) -> tuple[list[bytes], Tensor]:
     >>> read_index(Path("no such folder"), width=160)
     ([], tensor([], size=(0, 160)))
     """
-    path = folder / "embeddings.safetensors"
+    path = folder / EMBEDDINGS
     if not path.exists():
         return [], torch.empty(0, width)
     try:
@@ -80,9 +83,20 @@ def read_index(folder: Path, width: int) -> tuple[list[bytes], Tensor]:
     return list(map(bytes, keys.numpy())), embeds
 
 
+def check_index(folder: Path) -> None:
+    """FileExistsError that names the file, unless the index in `folder` was written here, or there is none.
+
+    >>> check_index(Path("no such folder"))
+    """
+    check_own(folder / EMBEDDINGS, MARK)
+    if not (folder / EMBEDDINGS).exists():
+        check_own(folder / NAMES, MARK)  # a plain list has no mark: it is ours where embeddings with one are
+
+
 def write_index(folder: Path, keys: list[bytes], names: list[str], embeds: Tensor) -> None:
     """Both files, each written whole or not at all. Only embeddings.safetensors is ever read back: it comes
-    last, so that where it is up to date the names are, too.
+    last, so that where it is up to date the names are, too; but first where there is none yet, because its
+    mark says whose the names are.
 
     >>> import tempfile
     >>> with tempfile.TemporaryDirectory() as folder:
@@ -94,9 +108,15 @@ def write_index(folder: Path, keys: list[bytes], names: list[str], embeds: Tenso
         "embeddings": embeds.contiguous(),  # (N, D)
         "keys": torch.frombuffer(bytearray(b"".join(keys)), dtype=torch.uint8).view(-1, 16),  # (N, 16)
     }
+    mark = json.loads(b"{%s}" % MARK)
     text = json.dumps(names, indent=0) + "\n"
-    write_atomically(folder / "names.json", lambda temporary: temporary.write_text(text, encoding="utf-8"))
-    write_atomically(folder / "embeddings.safetensors", lambda temporary: save_file(tensors, temporary))
+    writers = {
+        NAMES: lambda temporary: temporary.write_text(text, encoding="utf-8"),
+        EMBEDDINGS: lambda temporary: save_file(tensors, temporary, metadata=mark),
+    }
+    order = (NAMES, EMBEDDINGS) if (folder / EMBEDDINGS).exists() else (EMBEDDINGS, NAMES)
+    for name in order:
+        write_atomically((folder / name).resolve(), writers[name])  # a link leads to the file that is written
 
 
 class ImageIndex:
@@ -128,9 +148,12 @@ class ImageIndex:
         self.folder, self.model, self.processor = Path(folder), model, processor
         self.digest = fingerprint(model, processor)
         self.index = Path(index) if index else self.own_folder()
+        if index:
+            check_index(self.index)
         self.pictures = {self.key(path): path for path in find_in_folder(self.folder)}
         self.keys, self.embeds = read_index(self.index, model.config.projection_dim)
-        self.embedded = 0 if self.keys == list(self.pictures) else self.update()
+        complete = self.keys == list(self.pictures) and (self.index / NAMES).exists()
+        self.embedded = 0 if complete else self.update()
         if not self.keys:
             raise ValueError(f"{self.folder}: no picture here could be read")
         self.paths = [self.pictures[key] for key in self.keys]
@@ -165,13 +188,18 @@ class ImageIndex:
                     cost = saved - began
         finally:
             self.keys, self.embeds = self.save(fresh)
+        # The next call maps the file, whose rows lie otherwise in memory than new ones, and a product of them
+        # may differ in its last bit. With the file's own rows, every call gives the same scores.
+        keys, embeds = read_index(self.index, self.embeds.shape[1])
+        if keys == self.keys:
+            self.embeds = embeds
         return len(fresh)
 
     def save(self, fresh: dict[bytes, Tensor]) -> tuple[list[bytes], Tensor]:
         """Write and return the rows that are still wanted, old and fresh, in the order of the pictures."""
         row = {key: i for i, key in enumerate([*self.keys, *fresh])}
         keys = [key for key in self.pictures if key in row]
-        if keys == self.keys:
+        if keys == self.keys and (self.index / NAMES).exists():
             return self.keys, self.embeds
         embeds = torch.cat([self.embeds, *(x[None] for x in fresh.values())])[[row[key] for key in keys]]
         names = [str(self.pictures[key].relative_to(self.folder)) for key in keys]

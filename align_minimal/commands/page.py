@@ -54,7 +54,7 @@ a + .row {{ font-weight: 600; }}
 
 
 def text(value: object) -> str:
-    """A value as HTML text, also inside quotation marks. A file name's bytes that are not UTF-8 become \\udcxx.
+    """A value as HTML text, also inside quotation marks. Bytes of names that are not UTF-8 become \\udcxx.
 
     >>> text('<b> & "x"')
     '&lt;b&gt; &amp; &quot;x&quot;'

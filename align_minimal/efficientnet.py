@@ -124,7 +124,7 @@ class ConvNorm(nn.Module):
         # and bottom, so that the last window ends at the border. On an odd side SAME would pad evenly; this
         # does not, like coyo-align, which is built for an unknown size. Order: left, right, top, bottom.
         before, after = kernel_size // 2 - 1, kernel_size // 2
-        self.pad_first = (before, after, before, after) if padding == 0 else None
+        self.pad_first = (before, after, before, after) if stride == 2 and not centered else None
 
     def forward(self, x: Tensor) -> Tensor:
         if self.pad_first:

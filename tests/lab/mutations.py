@@ -269,6 +269,15 @@ IMAGE_TOWER = [
         new="kernel_size // 2",
     ),
     mutation(
+        "centered-kernel-of-1-cropped",
+        "efficientnet.py",
+        "model/test_efficientnet.py::test_a_kernel_of_1_at_stride_2_is_moved_by_a_pixel_unless_it_is_centered",
+        "a centered kernel of 1 needs padding 0 too: whether to pad as TensorFlow does is for stride 2 and"
+        " `centered` to say, not for the padding",
+        old="if stride == 2 and not centered else None",
+        new="if padding == 0 else None",
+    ),
+    mutation(
         "activation-before-the-norm",
         "efficientnet.py",
         f"{PART}[vision_mean-embeddings-torch.float64]",

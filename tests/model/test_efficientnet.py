@@ -127,6 +127,16 @@ def test_a_small_kernel_of_ones_shows_the_padding():
         assert torch.equal(out, torch.outer(torch.tensor(expected), torch.tensor(expected)))
 
 
+@pytest.mark.parametrize(("centered", "first"), [(True, 0), (False, 1)])
+def test_a_kernel_of_1_at_stride_2_is_moved_by_a_pixel_unless_it_is_centered(centered, first):
+    """Padding (k//2 − 1, k//2) is (−1, 0): it cuts the first row and column off. Centered padding is 0."""
+    layer = ConvNorm(1, 1, 1, AlignVisionConfig(), stride=2, centered=centered)
+    torch.nn.init.ones_(layer.conv.weight)
+    layer.bn = torch.nn.Identity()
+    x = torch.arange(16.0).view(1, 1, 4, 4)
+    assert torch.equal(layer(x), x[..., first::2, first::2])
+
+
 def test_squeeze_width_is_a_quarter_of_the_block_s_input():
     block = MBConv(block_specs(AlignVisionConfig(width_coefficient=1.0))[4], AlignVisionConfig())
     assert block.squeeze_excite.reduce.out_channels == 16 // 4

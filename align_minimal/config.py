@@ -72,7 +72,7 @@ class AlignTextConfig(Config):
         get_activation(self.hidden_act)
 
 
-# EfficientNet-B0, the first seven stages of the paper's table 1. Row i describes stage i.
+# The seven stages of blocks in EfficientNet-B0 (table 1 of its paper), a row each; first the columns' names.
 STAGE_LISTS = ("kernel_sizes", "in_channels", "out_channels", "strides", "num_block_repeats", "expand_ratios")
 B0_STAGES = (
     (3, 32, 16, 1, 1, 1),

@@ -24,7 +24,7 @@ PARTS = [
     for name in arrays
     if name.endswith("/input")
 ]
-OUR_PART = {  # the reference's name for a part → ours
+OUR_PART = {  # Hugging Face's name for a part → ours
     "embeddings": "stem",
     "expansion": "expand",
     "depthwise_conv": "depthwise",
@@ -197,12 +197,12 @@ def test_batch_norm_momentum_means_what_keras_means():
     norm = BatchNorm(1, AlignVisionConfig(batch_norm_momentum=0.99))
     norm.running_mean.fill_(10.0)
     norm(torch.full((2, 1, 1, 1), 20.0))
-    assert norm.running_mean.item() == pytest.approx(0.99 * 10 + 0.01 * 20)  # the reference: 19.9
+    assert norm.running_mean.item() == pytest.approx(0.99 * 10 + 0.01 * 20)  # Hugging Face: 19.9
     assert norm.eps == 0.001
 
 
 def test_pooling_works_on_maps_wider_than_hidden_dim():
-    """The reference's pool has a window of hidden_dim and fails beyond."""
+    """Hugging Face's pool has a window of hidden_dim and fails beyond that."""
     out = tower("vision_mean", hidden_dim=1)(pixels("vision_mean"))
     assert_close(out.pooler_output, tensors("vision_mean", "eval")["pooler_output"], 1e-10)
 

@@ -84,7 +84,10 @@ def imports(trees: dict[str, ast.Module], parts: Sequence[ast.AST], solved: bool
     lines = [(name, f"import {name}") for name in sorted(plain)]
     for module, names in sorted(members.items()):
         in_order = sorted(names, key=lambda n: (not n.isupper(), not n[0].isupper(), n))
-        lines.append((module, f"from {module} import {', '.join(in_order)}"))
+        line = f"from {module} import {', '.join(in_order)}"
+        if len(line) > 110:  # as the formatter wraps it
+            line = f"from {module} import (\n    " + ",\n    ".join(in_order) + ",\n)"
+        lines.append((module, line))
     sections: defaultdict[int, list[str]] = defaultdict(list)
     for module, line in lines:
         top = re.split(r"\W", module)[0]

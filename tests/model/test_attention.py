@@ -18,7 +18,7 @@ def files():
 
 
 def attend(golden, case, dtype=torch.float64):
-    """The first layer's attention on what entered it in the reference: its result and its weights."""
+    """The first layer's attention on what entered it in Hugging Face: its result and its weights."""
     model = golden.fill(AlignTextModel(AlignTextConfig(**golden.config)), dtype)
     inputs = golden.part(f"{case}/input", dtype)
     mask = inputs.get("attention_mask")

@@ -210,7 +210,7 @@ def test_anything_but_a_tensor_of_its_kind_is_a_type_error_naming_the_argument(f
 
 
 def transformers_5_cannot(kind, case, dtype):
-    """Why a case has no live reference in transformers 5, or None."""
+    """Why transformers 5 cannot be compared with on a case, or None."""
     if kind != "absolute" or "head_mask" in case:
         return "transformers 5 silently ignores relative positions and head_mask"
     if case == "mask_3d":

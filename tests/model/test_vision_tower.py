@@ -31,6 +31,7 @@ OPTIONS = {
     "emoji": vars(AlignConfig.preset("emoji").vision_config),
     "max": SMALL | dict(pooling_type="max"),
     "centered_padding": SMALL | dict(depthwise_padding=[1, 2]),
+    "kernels_of_1": SMALL | dict(kernel_sizes=[1] * 7, depthwise_padding=[2]),  # block 1 is padded unevenly
     "gray": SMALL | dict(num_channels=1),
     "other_coefficients": dict(
         width_coefficient=0.3,

@@ -13,6 +13,8 @@ ORDER = [
     "support.outputs",
     "support.hub",
     "support.settings",
+    "support.checks",
+    "support.weights_file",
     "config",
     "checkpoint",
     "efficientnet",

@@ -13,8 +13,7 @@ from tests.lab.layer_examples import EXAMPLES
 
 # Not building blocks: records, checks of arguments, tables, and reading and writing of files.
 OTHERS = {
-    "efficientnet": {"BlockSpec", "check_pixel_values"},
-    "bert": {"check_ids", "check_text"},
+    "efficientnet": {"BlockSpec"},
     "wordpiece": {"CharacterMap", "PairCounts"},
     "tokenizer": {"read_vocabulary", "check_vocabulary", "as_tensors"},
     "image_processor": {"load_image", "open_image"},

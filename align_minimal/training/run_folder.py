@@ -47,6 +47,24 @@ def checkpoints(out: Path) -> list[Path]:
     return sorted(found, key=step_of, reverse=True)
 
 
+MODEL_FILES = (
+    "model.safetensors",
+    "pytorch_model.bin",
+    "config.json",
+    "vocab.txt",
+    "preprocessor_config.json",
+)
+
+
+def model_files(out: Path) -> list[str]:
+    """The files of a model that stand in a folder, which training into it would replace.
+
+    >>> model_files(Path("weights/emoji"))
+    ['model.safetensors', 'config.json', 'vocab.txt', 'preprocessor_config.json']
+    """
+    return [name for name in MODEL_FILES if (out / name).exists()]
+
+
 def save_optimizer(optimizer: torch.optim.Optimizer, folder: Path) -> None:
     """`optimizer.safetensors`: each parameter's moments and step count, by "index.name".
 

@@ -19,10 +19,10 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import save_file
 
-from ..checkpoint import read_tensors
 from ..model import AlignModel
 from ..processor import AlignProcessor
 from ..support.hub import read_json, write_atomically, write_json
+from ..support.weights_file import read_tensors
 
 
 def step_of(folder: Path) -> int:

@@ -120,8 +120,8 @@ def prepare_data(options: TrainOptions) -> tuple[Pairs, Pairs | None]:
 
 def train(args: argparse.Namespace, parser: argparse.ArgumentParser) -> int | None:
     """The command. Returns 128 + the signal's number if one ended it."""
-    check_arguments(args, parser)
     options = TrainOptions.from_flags(args)
+    check_arguments(options, parser)
     check_out(options)
     pairs, evaluation = prepare_data(options)
     try:

@@ -15,9 +15,9 @@ negatives are what a large batch is for. Three things grow with it, and each has
    negative on every rank: its gradient is the sum over ranks. Forgetting that is the usual mistake.
 
 3. The towers' activations (GradCache, Gao et al. 2021, arXiv 2101.06983). The loss knows the towers only by
-   the embeddings e. So: (1) embed everything without a graph, (2) compute dL/de, (3) embed chunk by chunk again
-   and back-propagate dL/de · de/dθ, which takes the graph of one chunk. Adding up the gradients of the chunks'
-   own losses would be something else: each pair would meet fewer negatives.
+   the embeddings e. So: (1) embed everything without a graph, (2) compute dL/de, (3) embed chunk by chunk
+   again and back-propagate dL/de · de/dθ, which takes the graph of one chunk. Adding up the gradients of the
+   chunks' own losses would be something else: each pair would meet fewer negatives.
 
 x is an image and y a text, as in the paper; s_ij is the score of text i and image j.
 """

@@ -166,9 +166,9 @@ def add_run_arguments(group) -> None:
     add("--tile", type=positive, metavar="N", help=tile)
 
 
-def check_arguments(args: argparse.Namespace, parser: argparse.ArgumentParser) -> None:
+def check_arguments(options: TrainOptions, parser: argparse.ArgumentParser) -> None:
     """Usage errors that argparse does not see."""
-    if args.init and (args.vocab or args.vocab_size):
+    if options.init and (options.vocab or options.vocab_size):
         parser.error("--vocab and --vocab-size: not with --init, which brings its own vocabulary")
-    if args.batch_size < int(os.environ.get("WORLD_SIZE", 1)):
-        parser.error(f"--batch-size {args.batch_size}: less than a pair for each process")
+    if options.batch_size < int(os.environ.get("WORLD_SIZE", 1)):
+        parser.error(f"--batch-size {options.batch_size}: less than a pair for each process")

@@ -66,8 +66,8 @@ def processes(device: str):
 def note_signals():
     """Yield a list, into which a SIGINT or SIGTERM puts its number.
 
-    A second Ctrl-C acts as usual. A second SIGTERM does not: a supervisor may send it to the group of processes
-    and then again to each of them.
+    A second Ctrl-C acts as usual. A second SIGTERM does not: a supervisor may send it to the group of
+    processes and then again to each of them.
     """
     received: list[int] = []
     before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}

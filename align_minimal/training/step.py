@@ -74,7 +74,7 @@ def split(batch: Batch, chunk: int | None) -> list[Batch]:
 
 
 def reason(error: Exception) -> str:
-    """The error as one line. Of a traceback, which comes with what a DataLoader's worker raised, the last line.
+    """The error as one line; of the traceback that a DataLoader's worker sends along, the last line.
 
     >>> reason(RuntimeError("out of memory\\nat file.cpp, line 7"))
     'out of memory'

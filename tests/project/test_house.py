@@ -11,6 +11,7 @@ import align_minimal
 PACKAGE = Path(align_minimal.__file__).parent
 ORDER = [
     "support.outputs",
+    "support.terminal",
     "support.hub",
     "support.settings",
     "support.checks",

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from align_minimal.__main__ import build_parser
+from align_minimal.commands.flags import build_parser
 
 ROOT = Path(__file__).resolve().parents[2]
 ROOMS = ("align_minimal", "notebooks", "tests", "weights")

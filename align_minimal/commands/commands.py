@@ -1,11 +1,14 @@
-"""What each command does once its flags are read: results to stdout, or a one-line ValueError or OSError."""
+"""What each command does with its flags: it prints results to stdout, or raises an error of one line.
+
+Each `run_…` checks what is cheap to check before it loads a model. A mistake in the flags ends in
+`parser.error` (exit status 2), bad data in a ValueError or OSError (exit status 1).
+"""
 
 from __future__ import annotations
 
 import argparse
 import csv
 import json
-import re
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -16,8 +19,9 @@ from tqdm import tqdm
 from ..model import AlignModel
 from ..processor import AlignProcessor
 from ..support.image_files import load_image
-from ..training.pairs import Pairs
-from ..using.pictures import find_pictures
+from ..support.terminal import one_line
+from ..training.dataset import Pairs
+from ..using.pictures import check_file, find_pictures
 from ..using.retrieval import embed_images, evaluate, print_recall, readable
 from ..using.search import ImageIndex
 from ..using.trace import trace_pair
@@ -34,17 +38,11 @@ from . import page
 
 
 def check_device(name: str, parser: argparse.ArgumentParser) -> None:
-    """A usage error unless this machine's PyTorch can use the device called `name`."""
+    """End with a usage error unless this machine's PyTorch can use the device called `name`."""
     try:
         torch.empty(0, device=name).cpu()
     except (RuntimeError, AssertionError, NotImplementedError) as error:
         parser.error(f"--device {name}: {str(error).splitlines()[0]}")
-
-
-def check_page(path: str | None) -> None:
-    """The cheap mistake first: what cannot be a file is refused before any work is done."""
-    if path and Path(path).is_dir():
-        raise IsADirectoryError(f"{path}: a folder; --html takes a file")
 
 
 def load(args: argparse.Namespace) -> tuple[AlignModel, AlignProcessor]:
@@ -58,7 +56,10 @@ def load_for_inference(args: argparse.Namespace) -> tuple[AlignModel, AlignProce
 
 
 def print_json(args: argparse.Namespace, **content) -> None:
-    print(json.dumps({"model": args.model, **content}, indent=2))
+    try:
+        print(json.dumps({"model": args.model, **content}, indent=2, allow_nan=False))
+    except ValueError:
+        raise ValueError(f"{args.model}: a result is not a finite number: the model is broken") from None
 
 
 # ---- classify ----------------------------------------------------------------------------------------------
@@ -72,7 +73,8 @@ def run_classify(args: argparse.Namespace, parser: argparse.ArgumentParser) -> N
         check_labels(labels, templates)
     except ValueError as error:
         parser.error(str(error))
-    check_page(args.html)
+    if args.html:
+        page.check_page(Path(args.html))  # the cheap mistake first
     found = find_pictures(args.images)
     classifier = ZeroShotClassifier(*load_for_inference(args), labels, templates)
     results = classify(classifier, found, args.top)
@@ -89,9 +91,10 @@ def run_classify(args: argparse.Namespace, parser: argparse.ArgumentParser) -> N
 def classify(
     classifier: ZeroShotClassifier, found: list[tuple[Path, bool]], top: int | None = None
 ) -> list[dict]:
-    """For each picture {"image", "labels": [{"label", "probability", "logit"}, …]}, the `top` likeliest.
+    """For each picture {"image", "labels": [{"label", "probability", "logit"}, …]}, with the `top` labels.
 
-    `found`: (picture, was it named); what was named and cannot be read is an error, the rest a warning.
+    `found` holds pairs (picture, named). If a picture cannot be read, that is an error if the user has named
+    it, and else a warning.
     """
     named = {str(path) for path, was_named in found if was_named}
     embeds = embed_images(classifier.model, classifier.processor, ((str(path), path) for path, _ in found))
@@ -107,18 +110,18 @@ def classify(
 
 
 def print_table(results: list[dict]) -> None:
-    """A block a picture: label, probability, and a bar as long as it is likely."""
+    """Print a block for each picture: labels, probabilities, and a bar for each probability."""
     for result in results:
-        print(result["image"])
-        width = max(len(entry["label"]) for entry in result["labels"])
+        print(one_line(result["image"]))
+        width = max(len(one_line(entry["label"])) for entry in result["labels"])
         for entry in result["labels"]:
             bar = "█" * round(30 * entry["probability"])
-            print(f"  {entry['label']:<{width}}  {entry['probability']:6.1%}  {bar}".rstrip())
+            print(f"  {one_line(entry['label']):<{width}}  {entry['probability']:6.1%}  {bar}".rstrip())
 
 
 def print_csv(results: list[dict]) -> None:
-    """A line a picture and label: image,label,probability,logit. All texts in quotation marks."""
-    # Unasked, csv would leave a carriage return bare, which its own reader takes for the end of a line.
+    """Print image,label,probability,logit for each picture and label. Texts stand in quotation marks."""
+    # Otherwise csv writes a carriage return without quotation marks, and its own reader ends the line there.
     writer = csv.writer(sys.stdout, lineterminator="\n", quoting=csv.QUOTE_NONNUMERIC)
     writer.writerow(["image", "label", "probability", "logit"])
     for result in results:
@@ -131,14 +134,16 @@ def print_csv(results: list[dict]) -> None:
 
 def run_search(args: argparse.Namespace, parser: argparse.ArgumentParser) -> None:
     if not args.queries and args.image is None:
-        parser.error("nothing to search for: give a QUERY or --image")
+        parser.error("nothing to search for: give a QUERY or --image REF")
     for text in [*args.queries, *([] if args.minus is None else [args.minus])]:
         if not text.strip():
             parser.error(f"query {text!r} is empty")
     check_device(args.device, parser)
-    check_page(args.html)
+    if args.html:
+        page.check_page(Path(args.html))  # the cheap mistake first
     if args.image is not None:
-        load_image(args.image)  # if it cannot be read, better known before the folder is embedded
+        check_file(Path(args.image))
+        load_image(args.image)  # an error here, if any, and not after the folder was embedded
     index = ImageIndex(args.folder, *load(args), args.index)
     queries = index.queries(args.queries, args.image, args.minus, args.text_weight)
     answers = list(zip(args.queries or [None], index.nearest(queries, args.top), strict=True))
@@ -157,19 +162,10 @@ def run_search(args: argparse.Namespace, parser: argparse.ArgumentParser) -> Non
 
 
 def title(query: str | None, image: str | None, minus: str | None) -> str:
-    """What was asked, for a person: 'like cat.jpg + snow − sofa'."""
+    """The query as a person reads it: 'like cat.jpg + snow − sofa'."""
     return " + ".join(([f"like {image}"] if image else []) + ([query] if query else [])) + (
         f" − {minus}" if minus else ""
     )
-
-
-def one_line(name: object) -> str:
-    r"""A name for a table: what would end the line, or command the terminal, is escaped.
-
-    >>> print(one_line("two\nlines.png"))
-    two\nlines.png
-    """
-    return re.sub(r"[\x00-\x1f\x7f-\x9f\u2028\u2029]", lambda match: repr(match[0])[1:-1], str(name))
 
 
 # ---- evaluate, demo, train, trace --------------------------------------------------------------------------
@@ -204,7 +200,7 @@ def run_demo(args: argparse.Namespace, parser: argparse.ArgumentParser) -> None:
 
 
 def run_train(args: argparse.Namespace, parser: argparse.ArgumentParser) -> int | None:
-    from ..training.loop import train
+    from ..training.command import train
 
     check_device(args.device, parser)
     return train(args, parser)
@@ -214,8 +210,7 @@ def run_trace(args: argparse.Namespace, parser: argparse.ArgumentParser) -> None
     if not args.text.strip():
         parser.error(f"text {args.text!r} is empty")
     check_device(args.device, parser)
-    if not Path(args.image).exists():
-        raise FileNotFoundError(f"{args.image}: no such file")
+    check_file(Path(args.image))
     trace_pair(*load(args), Path(args.image), args.text, args.depth)
 
 

@@ -1,11 +1,13 @@
-"""Picture files on their way to the model: found, and read ahead of it.
+"""Picture files on their way to the model: how they are found, and how they are read ahead of it.
 
-While the model works on one batch, threads read, decode and resize the next: Pillow and numpy let go of
-Python's lock while they work, and so does PyTorch.
+While the model works on one batch, threads read, decode and resize the pictures of the next. Threads suffice
+for this, because Pillow, numpy and PyTorch release Python's lock while they work.
 """
 
 from __future__ import annotations
 
+import os
+import warnings
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -18,10 +20,11 @@ Item, Result = TypeVar("Item"), TypeVar("Result")
 
 
 def find_in_folder(folder: Path) -> list[Path]:
-    """The pictures in a folder and below it, by their suffix, sorted; what is hidden is passed over.
+    """The pictures in a folder and in all folders below it, sorted. Suffixes tell what a picture is; hidden
+    files and folders are left out.
 
-    Raises FileNotFoundError, or NotADirectoryError, where there is no such folder, and ValueError for one
-    without a picture.
+    A folder inside it that cannot be read is left out with a warning. Raises FileNotFoundError if there is
+    no such folder, NotADirectoryError if it is a file, and ValueError if it has no picture in it.
 
     >>> find_in_folder(Path("weights/samples"))[0].name
     'apple.png'
@@ -29,23 +32,57 @@ def find_in_folder(folder: Path) -> list[Path]:
     if not folder.is_dir():
         error = NotADirectoryError if folder.exists() else FileNotFoundError
         raise error(f"{folder}: {'not a' if folder.exists() else 'no such'} folder")
-    suffixes = set(Image.registered_extensions()) - {".palm", ".pdf"}  # which Pillow writes, but cannot read
-    inside = [
-        path
-        for path in sorted(folder.rglob("*"))
-        if path.suffix.lower() in suffixes
-        and not any(part.startswith(".") for part in path.relative_to(folder).parts)
-        and path.is_file()
-    ]
+    suffixes = set(Image.registered_extensions()) - {
+        ".palm",
+        ".pdf",
+    }  # Pillow writes these, but cannot read them
+    os.scandir(folder).close()  # raises the error of a folder that cannot be read
+    inside, folders = [], [folder]
+    while folders:  # no recursion: folders may be nested deeper than Python's stack
+        for path, is_folder in list_folder(folders.pop()):
+            if is_folder:
+                folders.append(path)
+            elif path.suffix.lower() in suffixes and path.is_file():
+                inside.append(path)
     if not inside:
         raise ValueError(f"{folder}: no picture in this folder")
-    return inside
+    return sorted(inside)
+
+
+def list_folder(folder: Path) -> list[tuple[Path, bool]]:
+    """The entries of a folder that are not hidden, as (path, is a folder); none, with a warning, if it cannot
+    be read. A symbolic link to a folder is not followed, for it may lead back.
+
+    >>> ("samples", True) in [(path.name, is_folder) for path, is_folder in list_folder(Path("weights"))]
+    True
+    """
+    try:
+        with os.scandir(folder) as entries:
+            shown = [entry for entry in entries if not entry.name.startswith(".")]
+            return [(folder / entry.name, entry.is_dir(follow_symlinks=False)) for entry in shown]
+    except OSError as error:
+        warnings.warn(f"skipped: {folder}: {error.strerror}", stacklevel=2)
+        return []
+
+
+def check_file(path: Path) -> None:
+    """FileNotFoundError if there is no file, ValueError for a device or a pipe: reading it might never end.
+
+    >>> check_file(Path("/dev/zero"))
+    Traceback (most recent call last):
+    ValueError: /dev/zero: not a file, but a device or a pipe
+    """
+    if not path.exists():
+        raise FileNotFoundError(f"{path}: no such file")
+    if not path.is_file() and not path.is_dir():
+        raise ValueError(f"{path}: not a file, but a device or a pipe")
 
 
 def find_pictures(arguments: Sequence[str]) -> list[tuple[Path, bool]]:
-    """(path, was it named) in the order given; a folder stands for the pictures in it.
+    """A list of (path, named), in the order of the arguments. A folder stands for all pictures in it, for
+    which `named` is False; a file stands for itself.
 
-    Raises as `find_in_folder` does, and FileNotFoundError for a file that is not there.
+    Raises the errors of `find_in_folder`, and FileNotFoundError for a file that does not exist.
 
     >>> [(path.name, named) for path, named in find_pictures(["weights/samples", "setup.cfg"])][-2:]
     [('snowman.png', False), ('setup.cfg', True)]
@@ -54,19 +91,18 @@ def find_pictures(arguments: Sequence[str]) -> list[tuple[Path, bool]]:
     for path in map(Path, arguments):
         if path.is_dir():
             found += [(inside, False) for inside in find_in_folder(path)]
-        elif path.exists():
-            found.append((path, True))
         else:
-            raise FileNotFoundError(f"{path}: no such file")
+            check_file(path)
+            found.append((path, True))
     return found
 
 
 def read_ahead(
     items: Iterable[Item], load: Callable[[Item], Result], ahead: int = 64, threads: int = 2
 ) -> Iterator[tuple[Item, Result | Exception]]:
-    """(item, load(item)) in order, `load` called by threads, which keep at most `ahead` results in store.
+    """Yield (item, load(item)) in order. Threads call `load`, and are at most `ahead` items in front.
 
-    An OSError or ValueError of `load` is given in the result's place; any other error is raised.
+    If `load` raises an OSError or a ValueError, the error takes the result's place; other errors are raised.
 
     >>> [(item, str(result)) for item, result in read_ahead(["8", "x"], int)]
     [('8', '8'), ('x', "invalid literal for int() with base 10: 'x'")]
@@ -88,5 +124,5 @@ def read_ahead(
                 yield take()
         while waiting:
             yield take()
-    finally:  # also when the reader goes away: what is not begun is not wanted
+    finally:  # also if the caller stops early: what has not been started is cancelled
         pool.shutdown(cancel_futures=True)

@@ -1,7 +1,8 @@
-"""Zero-shot classification (ALIGN, section 5.2): labels become texts, and an image belongs to the nearest.
+"""Zero-shot classification (ALIGN, section 5.2): each label becomes a text, and an image gets the label whose
+text is nearest.
 
-Several templates ("a photo of a {}", "art of a {}") are averaged in embedding space, which the paper takes
-from CLIP as prompt ensembling: normalize, average, normalize.
+A label can stand in several templates ("a photo of a {}", "art of a {}"). Their embeddings are normalized,
+averaged and normalized again. The paper takes this from CLIP, under the name of prompt ensembling.
 """
 
 from __future__ import annotations
@@ -18,28 +19,33 @@ from tqdm import tqdm
 
 from ..model import AlignModel
 from ..processor import AlignProcessor
+from ..support.terminal import one_line
 from ..training.pairs import metadata_file, read_folder
-from .pictures import find_in_folder
+from .pictures import check_file, find_in_folder
 from .retrieval import embed_images, embed_texts, expected_recall, readable
 
-# For `--ensemble`: ways in which people caption a picture of one thing.
+# For `--ensemble`: captions that people write under a picture of one thing.
 TEMPLATES = (
-    *(
-        "{}",
-        "a {}",
-        "the {}",
-        "a picture of a {}",
-        "a photo of a {}",
-        "a photo of the {}",
-        "a good photo of a {}",
-    ),
-    *("a close-up of a {}", "a small {}", "a large {}", "a drawing of a {}", "a painting of a {}"),
-    *("an illustration of a {}", "an icon of a {}", "a {} on a white background"),
+    "{}",
+    "a {}",
+    "the {}",
+    "a picture of a {}",
+    "a photo of a {}",
+    "a photo of the {}",
+    "a good photo of a {}",
+    "a close-up of a {}",
+    "a small {}",
+    "a large {}",
+    "a drawing of a {}",
+    "a painting of a {}",
+    "an illustration of a {}",
+    "an icon of a {}",
+    "a {} on a white background",
 )
 
 
 def check_labels(labels: Sequence[str], templates: Sequence[str]) -> None:
-    """ValueError for no label, an empty label, one that is there twice, or a template without {}.
+    """ValueError if there is no label, an empty label, a label twice, or a template without {}.
 
     >>> check_labels(["dog", "dog"], ["a {}"])
     Traceback (most recent call last):
@@ -62,10 +68,10 @@ def check_labels(labels: Sequence[str], templates: Sequence[str]) -> None:
 
 
 class ZeroShotClassifier:
-    """Labels × templates, embedded once; then images → logits.
+    """Embeds K labels once. Then, called with pictures, it gives each picture a logit for each label.
 
-    `labels` of K strings; `templates` each with `{}` where the label goes (by default the label alone;
-    TEMPLATES is a set to average over). Puts the model in eval mode.
+    Each of the `templates` has `{}` where the label goes. By default the label stands alone; TEMPLATES is a
+    set to average over. Puts the model in eval mode.
 
     >>> model, processor = AlignModel.from_pretrained("emoji"), AlignProcessor.from_pretrained("emoji")
     >>> classifier = ZeroShotClassifier(model, processor, ["dog", "red apple"], ["a picture of a {}"])
@@ -73,7 +79,7 @@ class ZeroShotClassifier:
     >>> classifier.labels[probabilities.argmax()]
     'red apple'
 
-    Raises ValueError for no labels, an empty or a repeated label, or a template without `{}`.
+    Raises the errors of `check_labels`.
     """
 
     def __init__(
@@ -90,15 +96,18 @@ class ZeroShotClassifier:
         self.label_embeds = F.normalize(embeds.mean(dim=1), dim=-1)  # (K, templates, D) → (K, D)
 
     def logits(self, image_embeds: Tensor) -> Tensor:
-        """Cosines over the temperature: (B, D), normalized → (B, K); their softmax is the probabilities."""
-        # Twice the precision and back: a product's columns may be summed in different orders, and labels of
-        # one embedding must have one score.
+        """Cosines over the temperature: (B, D), normalized → (B, K). Their softmax gives probabilities."""
+        # Computed in float64, then rounded: a matrix product may sum each column in another order, but labels
+        # with equal embeddings must get equal scores.
         cosines = image_embeds.double() @ self.label_embeds.double().T
-        return (cosines / self.model.temperature.detach().cpu()).float()
+        logits = (cosines / self.model.temperature.detach().cpu()).float()
+        if not logits.isfinite().all():
+            raise ValueError("logits are not finite: the model's weights are broken")
+        return logits
 
     @torch.inference_mode()
     def __call__(self, images: Sequence[Image.Image]) -> Tensor:
-        """B pictures → logits (B, K) on the CPU; their softmax is the probabilities."""
+        """B pictures → logits (B, K) on the CPU. Their softmax gives probabilities."""
         batch = self.processor(images=list(images), return_tensors="pt").to(self.model.temperature.device)
         return self.logits(F.normalize(self.model.get_image_features(**batch), dim=-1).cpu())
 
@@ -107,9 +116,10 @@ class ZeroShotClassifier:
 
 
 def read_labels(path: Path) -> dict[str, str]:
-    """A labels file: a label a line, or `class<TAB>label` where folders are called otherwise. class → label.
+    """Read a file of labels into a dictionary from class to label.
 
-    Empty lines are passed over. Raises ValueError naming file and line.
+    A line holds a label; or `class<TAB>label`, if the data set names the class otherwise. Empty lines are
+    left out. Raises ValueError that names file and line.
 
     >>> import tempfile
     >>> with tempfile.TemporaryDirectory() as folder:
@@ -117,6 +127,7 @@ def read_labels(path: Path) -> dict[str, str]:
     ...     read_labels(Path(folder, "labels.txt"))
     {'cat': 'cat', 'n02084071': 'dog'}
     """
+    check_file(path)
     try:
         lines = path.read_text(encoding="utf-8-sig").split("\n")
     except UnicodeDecodeError as error:
@@ -124,8 +135,6 @@ def read_labels(path: Path) -> dict[str, str]:
         raise ValueError(f"{path}, line {number}: not UTF-8 ({error.reason})") from None
     except IsADirectoryError:
         raise ValueError(f"{path}: a folder, not a file of labels") from None
-    except FileNotFoundError:
-        raise FileNotFoundError(f"{path}: no such file") from None
     labels: dict[str, str] = {}
     taken: set[str] = set()
     for number, line in enumerate(lines, 1):
@@ -145,10 +154,11 @@ def read_labels(path: Path) -> dict[str, str]:
 
 
 def read_labelled(folder: Path, labels: dict[str, str]) -> list[tuple[Path, str]]:
-    """(picture, label) of a folder with metadata.jsonl or metadata.csv, or with a folder for each class.
+    """The pictures of a folder with their labels. The folder has a metadata.jsonl or metadata.csv, or a
+    subfolder for each class.
 
-    In metadata the class is the column `label`, or else the first `text` that is a class. Raises ValueError
-    naming the picture whose class is not in `labels`.
+    In metadata, the class stands in the column `label`; without this column, it is the first `text` that is a
+    class. Raises ValueError that names a picture whose class is not in `labels`.
 
     >>> import tempfile
     >>> with tempfile.TemporaryDirectory() as folder:
@@ -176,11 +186,12 @@ def read_labelled(folder: Path, labels: dict[str, str]) -> list[tuple[Path, str]
 
 
 def zero_shot_accuracy(classifier: ZeroShotClassifier, pictures: Sequence[tuple[Path, str]]) -> dict:
-    """Of (picture, its label): how often the label is the nearest, or among the nearest five.
+    """How often a picture's label is the nearest one, or among the nearest five. `pictures`: (path, label).
 
-    → {"images": n, "labels": k, "top1": …, "top5": …, "per_class": {label: {"images": …, "top1": …}}},
-    fractions in [0, 1]; equal scores count as if drawn by lot, as in `recall_at_k`. Pictures that cannot be
-    read are left out with a warning. Raises ValueError if none can be read, or for one with two labels.
+    Returns {"images": n, "labels": k, "top1": …, "top5": …, "per_class": {label: {"images": …, "top1": …}}},
+    fractions in [0, 1]. Equal scores count as if put in random order, as in `recall_at_k`. Pictures that
+    cannot be read are left out with a warning. Raises ValueError if no picture can be read, or if one has
+    two labels.
 
     >>> model, processor = AlignModel.from_pretrained("emoji"), AlignProcessor.from_pretrained("emoji")
     >>> pictures = [(Path(f"weights/samples/{name}.png"), name) for name in ("dog", "fish")]
@@ -198,8 +209,6 @@ def zero_shot_accuracy(classifier: ZeroShotClassifier, pictures: Sequence[tuple[
     names, embeds = zip(*readable(bar), strict=True)
     target = torch.tensor([number[label_of[name]] for name in names])
     logits = classifier.logits(torch.stack(embeds))  # (N, K)
-    if not logits.isfinite().all():
-        raise ValueError("logits are not finite: the model's weights are broken")
     own = logits.gather(1, target[:, None])  # (N, 1)
     above, tied = (logits > own).sum(1), (logits == own).sum(1) - 1  # (N,) each
 
@@ -216,7 +225,7 @@ def zero_shot_accuracy(classifier: ZeroShotClassifier, pictures: Sequence[tuple[
 
 
 def print_accuracy(result: dict) -> None:
-    """What `zero_shot_accuracy` returns, for a person: worst classes first.
+    """Print what `zero_shot_accuracy` returns, for a person; the worst classes come first.
 
     >>> result = {"images": 8, "labels": 9, "top1": 0.5, "top5": 1.0}
     >>> print_accuracy(result | {"per_class": {"dog": {"images": 8, "top1": 0.5}}})
@@ -226,7 +235,7 @@ def print_accuracy(result: dict) -> None:
     """
     print(f"{result['images']:,} images, {result['labels']:,} labels")
     print(f"  top-1 {result['top1']:.3f}  top-5 {result['top5']:.3f}")
-    classes = sorted(result["per_class"].items(), key=lambda item: item[1]["top1"])
+    classes = [(one_line(label), own) for label, own in result["per_class"].items()]
     width = max(len(label) for label, _ in classes)
-    for label, own in classes:
+    for label, own in sorted(classes, key=lambda item: item[1]["top1"]):
         print(f"  {label:<{width}}  {own['top1']:6.1%} of {own['images']:,}")

@@ -11,8 +11,11 @@ import align_minimal
 PACKAGE = Path(align_minimal.__file__).parent
 ORDER = [
     "support.outputs",
+    "support.terminal",
     "support.hub",
     "support.settings",
+    "support.checks",
+    "support.weights_file",
     "support.rgb",
     "support.image_files",
     "support.image_options",
@@ -35,16 +38,25 @@ ORDER = [
     "using.pictures",
     "using.retrieval",
     "training.pairs",
+    "training.shards",
+    "training.dataset",
+    "training.filters",
     "using.zero_shot",
     "using.search",
     "using.trace",
+    "training.augment",
+    "training.batches",
+    "training.step",
+    "training.options",
+    "training.build",
     "training.run_folder",
     "training.processes",
-    "training.options",
     "training.loop",
+    "training.command",
     "commands.page",
     "commands.demo",
     "commands.commands",
+    "commands.flags",
     "__main__",
 ]
 # Imported inside the function that offers the other path.
@@ -74,7 +86,7 @@ def imports(tree: ast.AST, module: str) -> set[str]:
 
 
 # Flags and commands show themselves by --help and in the README.
-WITHOUT_AN_EXAMPLE = ("__main__", "commands.commands", "training.options")
+WITHOUT_AN_EXAMPLE = ("__main__", "commands.commands", "commands.flags", "training.options")
 WITHOUT_AN_EXAMPLE += (
     *(
         "commands.demo.import_gradio",
@@ -85,7 +97,9 @@ WITHOUT_AN_EXAMPLE += (
         "training.processes.note_signals",
         "training.processes.start_worker",
     ),  # change what a signal means to the process
-    *(f"training.loop.{name}" for name in ("draw_curves", "finish", "prepare_data", "train")),  # need a run
+    *(
+        f"training.command.{name}" for name in ("draw_curves", "finish", "prepare_data", "train")
+    ),  # need a run
 )
 
 

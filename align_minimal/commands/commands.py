@@ -20,7 +20,7 @@ from ..image_processor import load_image
 from ..model import AlignModel
 from ..processor import AlignProcessor
 from ..support.terminal import one_line
-from ..training.pairs import Pairs
+from ..training.dataset import Pairs
 from ..using.pictures import check_file, find_pictures
 from ..using.retrieval import embed_images, evaluate, print_recall, readable
 from ..using.search import ImageIndex
@@ -200,7 +200,7 @@ def run_demo(args: argparse.Namespace, parser: argparse.ArgumentParser) -> None:
 
 
 def run_train(args: argparse.Namespace, parser: argparse.ArgumentParser) -> int | None:
-    from ..training.loop import train
+    from ..training.command import train
 
     check_device(args.device, parser)
     return train(args, parser)

@@ -34,9 +34,10 @@ import torch.nn as nn
 import torch.nn.functional as F
 from torch import Tensor
 
-from ..bert import AlignTextModel, check_text
-from ..efficientnet import AlignVisionModel, ConvNorm, MBConv, SqueezeExcite, check_pixel_values
+from ..bert import AlignTextModel
+from ..efficientnet import AlignVisionModel, ConvNorm, MBConv, SqueezeExcite
 from ..model import AlignModel
+from ..support.checks import check_pixel_values, check_text
 from ..support.outputs import ModelOutput
 
 CACHE = 12 * 2**20  # bytes that the widest activation of a stage may take at a time

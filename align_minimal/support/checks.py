@@ -5,6 +5,7 @@ An error of type is a TypeError, an error of value a ValueError. Nothing here ch
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -138,6 +139,23 @@ def check_width(projection_dim: int, width: int) -> None:
 # ---- the towers' inputs
 
 
+def is_true(test: Callable[[], Tensor]) -> bool:
+    """Whether `test()`, a tensor of one bool, is True. False where tensors have no values to look at.
+
+    They have none while a program is traced, compiled or exported, under torch.func.vmap, and on the meta
+    device. There the checks of values step aside; those of types and shapes stay.
+
+    >>> is_true(lambda: torch.ones(2).sum() > 1), is_true(lambda: torch.ones(2, device="meta").sum() > 1)
+    (True, False)
+    """
+    if torch.compiler.is_compiling() or torch.jit.is_tracing():
+        return False
+    try:
+        return bool(test())
+    except RuntimeError:  # what vmap, fake tensors and the meta device raise
+        return False
+
+
 def check_pixel_values(pixel_values: Tensor | None, config: Any) -> None:
     """TypeError or ValueError unless `pixel_values` is a finite float tensor (B, config.num_channels, H, W).
 
@@ -156,7 +174,7 @@ def check_pixel_values(pixel_values: Tensor | None, config: Any) -> None:
             f"pixel_values must be (batch, {config.num_channels}, height, width), "
             f"not {tuple(pixel_values.shape)}"
         )
-    if not pixel_values.isfinite().all():
+    if is_true(lambda: ~pixel_values.isfinite().all()):
         bad = pixel_values[~pixel_values.isfinite()][0].item()
         raise ValueError(f"pixel_values must be finite, but holds {bad}")
 
@@ -175,7 +193,7 @@ def check_ids(name: str, ids: Tensor | None, shape: tuple[int, ...], limit: int,
         raise TypeError(f"{name} must be a tensor of int64 or int32, not {kind}")
     if tuple(ids.shape) not in (shape, (1, *shape[1:])):
         raise ValueError(f"{name} must be {shape}, not {tuple(ids.shape)}")
-    if ids.numel() and (ids.min() < 0 or ids.max() >= limit):
+    if is_true(lambda: ((ids < 0) | (ids >= limit)).any()):
         bad = ids[(ids < 0) | (ids >= limit)][0].item()
         raise ValueError(f"{name} must lie in [0, {limit}), {what}, but holds {bad}")
 
@@ -196,7 +214,7 @@ def check_text(config: Any, ids, mask, types, positions, embeds) -> None:
     if given.ndim != rank or (rank == 3 and given.shape[2] != config.hidden_size):
         wanted = "(batch, tokens)" if rank == 2 else f"(batch, tokens, {config.hidden_size})"
         raise ValueError(f"{name} must be {wanted}, not {tuple(given.shape)}")
-    if rank == 3 and not given.isfinite().all():
+    if rank == 3 and is_true(lambda: ~given.isfinite().all()):
         raise ValueError(f"inputs_embeds must be finite, but holds {given[~given.isfinite()][0].item()}")
     B, T = given.shape[:2]
     if config.max_position_embeddings < T:
@@ -244,6 +262,6 @@ def check_pairs(
         )
     if not 0 <= label_smoothing <= 1:
         raise ValueError(f"label_smoothing must lie in [0, 1], not {label_smoothing}")
-    sigma = temperature.item() if isinstance(temperature, Tensor) else temperature
-    if not sigma > 0:
+    if is_true(lambda: ~torch.as_tensor(temperature > 0)):
+        sigma = temperature.item() if isinstance(temperature, Tensor) else temperature
         raise ValueError(f"temperature must be above 0, not {sigma}")

@@ -3,7 +3,7 @@
     ids → embeddings → N × (attention, feed-forward) → (B, T, H)
 
 Shapes: B texts, T tokens, H hidden size, N heads of D = H/N. Weights and numbers are Hugging Face's.
-But: nothing of a decoder (cache, cross-attention), no chunked feed-forward.
+Leaves out: all that only a decoder needs (cache, cross-attention), and the feed-forward in chunks.
 """
 
 from __future__ import annotations
@@ -11,18 +11,19 @@ from __future__ import annotations
 import math
 
 import torch
-import torch.nn as nn
-from torch import Tensor
+from torch import Tensor, nn
 
-from .checkpoint import PretrainedModel
+from .checkpoint import PretrainedModel  # an nn.Module that can be loaded and saved; read it last
 from .config import AlignTextConfig, get_activation
+from .support.checks import check_head_mask, check_text
 from .support.outputs import ModelOutput
 
 
 class BertEmbeddings(nn.Module):
     """Word + token type (+ absolute position), normalized. ids (B, T), or vectors (B, T, H) → (B, T, H).
 
-    The position is the index in the row: padding counts. With relative positions none is added here.
+    A token's position is its index in the row, where padding counts too. Relative positions are not added
+    here: they enter in SelfAttention.
 
     >>> config = AlignTextConfig(vocab_size=9, hidden_size=8, num_attention_heads=2)
     >>> BertEmbeddings(config)(torch.tensor([[2, 5, 3]])).shape
@@ -40,12 +41,9 @@ class BertEmbeddings(nn.Module):
         self.absolute = config.position_embedding_type == "absolute"
 
     def forward(
-        self,
-        input_ids: Tensor | None = None,
-        token_type_ids: Tensor | None = None,
-        position_ids: Tensor | None = None,
-        inputs_embeds: Tensor | None = None,
-    ) -> Tensor:
+        self, input_ids: Tensor | None = None, token_type_ids: Tensor | None = None,
+        position_ids: Tensor | None = None, inputs_embeds: Tensor | None = None,
+    ) -> Tensor:  # fmt: skip
         x = self.word(input_ids) if inputs_embeds is None else inputs_embeds  # (B, T, H)
         B, T, _ = x.shape
         if token_type_ids is None:
@@ -61,10 +59,11 @@ class BertEmbeddings(nn.Module):
 class SelfAttention(nn.Module):
     """Multi-head attention, and the projection of its result. (B, T, H) → (B, T, H), weights (B, N, T, T).
 
-        softmax(q·kᵀ/√D + mask)·v, with (relative_key) q·E[l−r], and (relative_key_query) k·E[l−r] beside q·kᵀ
-        (Shaw et al. 2018; Huang et al. 2020)
+        softmax(q·kᵀ/√D + mask)·v
 
-    `mask` (B, 1, 1 or T, T) is added to the scores; `head_mask` multiplies the weights after dropout.
+    Relative positions add q·E[l−r] to q·kᵀ (relative_key, Shaw et al. 2018), or q·E[l−r] + k·E[l−r]
+    (relative_key_query, Huang et al. 2020). `mask` (B, 1, 1 or T, T) is added to the scores; `head_mask`
+    multiplies the weights after dropout.
 
     >>> config = AlignTextConfig(hidden_size=8, num_attention_heads=2)
     >>> output, weights = SelfAttention(config)(torch.zeros(1, 3, 8))
@@ -105,7 +104,7 @@ class SelfAttention(nn.Module):
         return self.output(mixed), weights
 
     def relative_scores(self, q: Tensor, k: Tensor) -> Tensor:
-        """What the distance l − r from query l to key r adds to their score. (B, N, T, T)"""
+        """What the distance l − r from key r to query l adds to their score. → (B, N, T, T)"""
         place = torch.arange(q.shape[2], device=q.device)
         distance = place[:, None] - place[None, :]  # (T, T), from −(T−1) to T−1
         E = self.distance(distance + self.max_distance)  # (T, T, D)
@@ -116,7 +115,7 @@ class SelfAttention(nn.Module):
 
 
 class FeedForward(nn.Module):
-    """Two linear layers with the activation between, on each token alone. (B, T, H) → (B, T, H).
+    """Two linear layers with the activation between them, on each token alone. (B, T, H) → (B, T, H).
 
     >>> config = AlignTextConfig(hidden_size=8, num_attention_heads=2, intermediate_size=32)
     >>> FeedForward(config)(torch.zeros(1, 3, 8)).shape
@@ -159,9 +158,10 @@ class BertLayer(nn.Module):
 
 
 def additive_mask(attention_mask: Tensor, dtype: torch.dtype) -> Tensor:
-    """1 = attend, 0 = not, as numbers to add to the scores. (B, T) → (B, 1, 1, T); (B, T, T) → (B, 1, T, T).
+    """Turn a mask of 1 (attend) and 0 (do not) into a term that is added to the scores.
 
-    The smallest finite number, not −inf: a row that is masked throughout attends evenly rather than to NaN.
+    (B, T) → (B, 1, 1, T), (B, T, T) → (B, 1, T, T): 0, or the most negative float. It is not −inf, because a
+    row that is masked throughout would become NaN; so it attends evenly.
 
     >>> additive_mask(torch.tensor([[1, 0]]), torch.float32).shape
     torch.Size([1, 1, 1, 2])
@@ -171,7 +171,7 @@ def additive_mask(attention_mask: Tensor, dtype: torch.dtype) -> Tensor:
 
 
 def layer_head_masks(head_mask: Tensor | None, config: AlignTextConfig) -> list[Tensor | None]:
-    """One mask (1, N, 1, 1) a layer, from (N,) for all layers alike or (layers, N); 1 keeps a head.
+    """One mask (1, N, 1, 1) for each layer, from (N,) for all layers alike or (layers, N); 1 keeps a head.
 
     >>> layer_head_masks(torch.ones(12), AlignTextConfig())[0].shape
     torch.Size([1, 12, 1, 1])
@@ -179,67 +179,14 @@ def layer_head_masks(head_mask: Tensor | None, config: AlignTextConfig) -> list[
     layers, heads = config.num_hidden_layers, config.num_attention_heads
     if head_mask is None:
         return [None] * layers
-    if not isinstance(head_mask, Tensor):
-        raise TypeError(f"head_mask must be a tensor, not {type(head_mask).__name__}")
-    if head_mask.shape not in ((heads,), (layers, heads)):
-        raise ValueError(f"head_mask must be ({heads},) or ({layers}, {heads}), not {tuple(head_mask.shape)}")
+    check_head_mask(head_mask, layers, heads)
     return list(head_mask.expand(layers, heads)[:, None, :, None, None])
-
-
-def check_ids(name: str, ids: Tensor | None, shape: tuple[int, ...], limit: int, what: str) -> None:
-    """TypeError or ValueError unless `ids` are whole numbers in [0, limit) that broadcast to `shape`.
-
-    >>> check_ids("input_ids", torch.tensor([[7, 99]]), (1, 2), 30, "the vocabulary")
-    Traceback (most recent call last):
-    ValueError: input_ids must lie in [0, 30), the vocabulary, but holds 99
-    """
-    if ids is None:
-        return
-    if not isinstance(ids, Tensor) or ids.dtype not in (torch.int64, torch.int32):
-        kind = ids.dtype if isinstance(ids, Tensor) else type(ids).__name__
-        raise TypeError(f"{name} must be a tensor of int64 or int32, not {kind}")
-    if tuple(ids.shape) not in (shape, (1, *shape[1:])):
-        raise ValueError(f"{name} must be {shape}, not {tuple(ids.shape)}")
-    if ids.numel() and (ids.min() < 0 or ids.max() >= limit):
-        bad = ids[(ids < 0) | (ids >= limit)][0].item()
-        raise ValueError(f"{name} must lie in [0, {limit}), {what}, but holds {bad}")
-
-
-def check_text(config: AlignTextConfig, ids, mask, types, positions, embeds) -> None:
-    """TypeError or ValueError, naming argument, value and limit, for inputs that the tower cannot take.
-
-    >>> check_text(AlignTextConfig(), torch.zeros(1, 600, dtype=torch.long), None, None, None, None)
-    Traceback (most recent call last):
-    ValueError: input_ids has 600 tokens a text; max_position_embeddings allows 512
-    """
-    if (ids is None) == (embeds is None):
-        raise ValueError("give either input_ids or inputs_embeds" + (", not both" if ids is not None else ""))
-    given, name, rank = (ids, "input_ids", 2) if embeds is None else (embeds, "inputs_embeds", 3)
-    if not isinstance(given, Tensor):
-        raise TypeError(f"{name} must be a tensor, not {type(given).__name__}")
-    if given.ndim != rank or (rank == 3 and given.shape[2] != config.hidden_size):
-        wanted = "(batch, tokens)" if rank == 2 else f"(batch, tokens, {config.hidden_size})"
-        raise ValueError(f"{name} must be {wanted}, not {tuple(given.shape)}")
-    if rank == 3 and not given.isfinite().all():
-        raise ValueError(f"inputs_embeds must be finite, but holds {given[~given.isfinite()][0].item()}")
-    B, T = given.shape[:2]
-    if config.max_position_embeddings < T:
-        raise ValueError(
-            f"{name} has {T} tokens a text; max_position_embeddings allows {config.max_position_embeddings}"
-        )
-    check_ids("input_ids", ids, (B, T), config.vocab_size, "the vocabulary")
-    check_ids("token_type_ids", types, (B, T), config.type_vocab_size, "type_vocab_size")
-    check_ids("position_ids", positions, (B, T), config.max_position_embeddings, "max_position_embeddings")
-    if mask is not None and not isinstance(mask, Tensor):
-        raise TypeError(f"attention_mask must be a tensor, not {type(mask).__name__}")
-    if mask is not None and tuple(mask.shape) not in ((B, T), (B, T, T)):
-        raise ValueError(f"attention_mask must be {(B, T)} or {(B, T, T)}, not {tuple(mask.shape)}")
 
 
 class AlignTextModel(PretrainedModel):
     """The text tower. ids (B, T) → last_hidden_state (B, T, H), pooler_output (B, H).
 
-    The pooler is BERT's tanh layer on [CLS]. ALIGN does not use it: it takes last_hidden_state[:, 0].
+    The pooler is BERT's tanh layer on [CLS]. ALIGN does not use it: it takes last_hidden_state[:, 0] itself.
 
     >>> config = AlignTextConfig(vocab_size=9, hidden_size=8, num_attention_heads=2, num_hidden_layers=1)
     >>> AlignTextModel(config)(torch.tensor([[2, 5, 3]])).last_hidden_state.shape
@@ -266,17 +213,12 @@ class AlignTextModel(PretrainedModel):
             nn.init.zeros_(module.weight[module.padding_idx])
 
     def forward(
-        self,
-        input_ids: Tensor | None = None,
-        attention_mask: Tensor | None = None,
-        token_type_ids: Tensor | None = None,
-        position_ids: Tensor | None = None,
-        head_mask: Tensor | None = None,
-        inputs_embeds: Tensor | None = None,
-        output_attentions: bool | None = None,
-        output_hidden_states: bool | None = None,
+        self, input_ids: Tensor | None = None, attention_mask: Tensor | None = None,
+        token_type_ids: Tensor | None = None, position_ids: Tensor | None = None,
+        head_mask: Tensor | None = None, inputs_embeds: Tensor | None = None,
+        output_attentions: bool | None = None, output_hidden_states: bool | None = None,
         return_dict: bool | None = None,
-    ) -> ModelOutput | tuple:
+    ) -> ModelOutput | tuple:  # fmt: skip
         """attention_mask: (B, T) or (B, T, T), 1 = attend. head_mask: (N,) or (layers, N), 1 = keep.
 
         hidden_states, where asked for, are the embeddings and every layer's output; attentions, every

@@ -1,26 +1,24 @@
-"""Load and save weights: `model.safetensors` (or tensors from a `pytorch_model.bin`), and the key map.
+"""Load and save a model: its weights, `model.safetensors` or `pytorch_model.bin`, and its configuration.
 
-On disk the keys are always Hugging Face's; KEY_MAP is all that lies between theirs and ours.
+On disk the keys of weights are always Hugging Face's. KEY_MAP is all that lies between their names and the
+names here, which are those of the layers in bert.py and efficientnet.py.
 """
 
 from __future__ import annotations
 
-import pickle
-import warnings
-import zipfile
 from pathlib import Path
 from typing import ClassVar
 
 import torch
-import torch.nn as nn
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
-from torch import Tensor
-from torch.overrides import TorchFunctionMode
+from safetensors.torch import save_file
+from torch import nn
 
+from .support.checks import check_kind
 from .support.hub import find_file, write_atomically
+from .support.weights_file import SkipInit, check_keys, read_tensors, separate
 
-# Ours → theirs, applied as substrings, top to bottom. What no row matches is spelled alike on both sides.
+# Ours → Hugging Face's. The rows replace parts of a name, one row after the other from top to bottom. A name
+# that no row matches is spelled alike on both sides.
 KEY_MAP = (
     ("stem.conv.", "embeddings.convolution."),
     ("stem.bn.", "embeddings.batchnorm."),
@@ -62,48 +60,10 @@ def hugging_face_key(name: str) -> str:
     return name
 
 
-def read_tensors(path: Path) -> dict[str, Tensor]:
-    """Every tensor in a weights file, by its key there; the pages are mapped from disk, not copied.
-
-    Raises ValueError naming the file if it is cut or broken, or if a pickle holds anything but tensors
-    (PyTorch's restricted unpickler reads it: code in it is never run).
-
-    >>> read_tensors(find_file("emoji", "model.safetensors"))["text_projection.weight"].shape
-    torch.Size([160, 128])
-    """
-    try:
-        if path.suffix == ".safetensors":
-            return load_file(path)
-        with warnings.catch_warnings():  # about pickle protocols, on files that are refused below
-            warnings.simplefilter("ignore")
-            tensors = torch.load(path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path))
-    except pickle.UnpicklingError:
-        raise ValueError(
-            f"{path}: holds more than tensors, or is broken; refused without running it"
-        ) from None
-    except (SafetensorError, RuntimeError, EOFError, ValueError, KeyError, OSError) as error:
-        reason = (str(error) or type(error).__name__).splitlines()[0]
-        raise ValueError(f"{path}: broken or incomplete weights ({reason})") from None
-    named = isinstance(tensors, dict) and all(isinstance(key, str) for key in tensors)
-    if not named or not all(isinstance(t, Tensor) for t in tensors.values()):
-        raise ValueError(f"{path}: expected a dictionary of tensors")
-    return tensors
-
-
-def first_few(names: list[str], count: int = 3) -> str:
-    """A list as a person reads it: the first few, and how many more.
-
-    >>> first_few(["a", "b", "c", "d", "e"])
-    'a, b, c and 2 more'
-    """
-    more = f" and {len(names) - count} more" if len(names) > count else ""
-    return ", ".join(names[:count]) + more
-
-
 def load_weights(model: nn.Module, path: Path, prefix: str = "") -> None:
     """Put the file's tensors into `model` in place of its own (which may be on the meta device), as float32.
 
-    `prefix` names the part of a full ALIGN checkpoint that `model` is; keys outside it are left alone.
+    `prefix` names the part of a full ALIGN checkpoint that `model` is; keys outside that part are left alone.
     Raises ValueError naming the file and the keys that are missing, unexpected or of another shape.
 
     >>> projection = nn.Linear(128, 160, device="meta")
@@ -114,40 +74,15 @@ def load_weights(model: nn.Module, path: Path, prefix: str = "") -> None:
     tensors = read_tensors(path)
     if any(key.startswith(prefix) for key in tensors):
         tensors = {key[len(prefix) :]: t for key, t in tensors.items() if key.startswith(prefix)}
-    expected = {hugging_face_key(name): (name, t) for name, t in model.state_dict().items()}
-    optional = ("embeddings.position_ids",)  # old files carry 0, 1, 2, …: not a weight
-    if getattr(model, "pooler", "none") is None:
-        optional += ("pooler.dense.weight", "pooler.dense.bias")
-    missing = [key for key in expected if key not in tensors]
-    extra = [key for key in tensors if key not in expected and not key.endswith(optional)]
-    wrong = [
-        f"{key} is {tuple(tensors[key].shape)} where the configuration says {tuple(t.shape)}"
-        for key, (_, t) in expected.items()
-        if key in tensors and tensors[key].shape != t.shape
-    ]
-    problems = (("missing", missing), ("not expected", extra), ("of another shape", wrong))
-    found = [f"{len(keys)} tensors {what}: {first_few(keys)}" for what, keys in problems if keys]
-    if found:
-        raise ValueError(f"{path}: " + "; ".join(found))
-    state = {}
-    for key, (name, t) in expected.items():
-        tensor = tensors.pop(key)
+    state = model.state_dict()
+    optional = ["embeddings.position_ids"]  # old files have 0, 1, 2, … under this key: it is not a weight
+    if getattr(model, "pooler", "no text tower") is None:
+        optional += ["pooler.dense.weight", "pooler.dense.bias"]
+    check_keys(path, tensors, {hugging_face_key(name): t for name, t in state.items()}, optional)
+    for name, t in state.items():
+        tensor = tensors.pop(hugging_face_key(name))
         state[name] = tensor.float() if t.is_floating_point() else tensor
     model.load_state_dict(state, assign=True)
-
-
-class SkipInit(TorchFunctionMode):
-    """Inside it, torch.nn.init leaves tensors as they are. (On the meta device one normal_ costs seconds.)
-
-    >>> with SkipInit():
-    ...     nn.init.normal_(torch.zeros(3))
-    tensor([0., 0., 0.])
-    """
-
-    def __torch_function__(self, func, types, args=(), kwargs=None):
-        if getattr(func, "__module__", None) == "torch.nn.init":
-            return args[0] if args else kwargs["tensor"]
-        return func(*args, **(kwargs or {}))
 
 
 class PretrainedModel(nn.Module):
@@ -164,10 +99,7 @@ class PretrainedModel(nn.Module):
 
     def __init__(self, config):
         super().__init__()
-        if not isinstance(config, self.config_class):
-            raise TypeError(
-                f"{type(self).__name__} takes {self.config_class.__name__}, not {type(config).__name__}"
-            )
+        check_kind(type(self).__name__, config, self.config_class)
         self.config = config
 
     @classmethod
@@ -176,23 +108,18 @@ class PretrainedModel(nn.Module):
 
         A tower loads from its own checkpoint or out of a full ALIGN's. The weights stay mapped from the
         file until they are changed, so they are never in memory twice.
-        Raises FileNotFoundError (with what to put where) or ValueError (naming file and keys).
+        Raises FileNotFoundError (saying which files to put where) or ValueError (naming file and keys).
         """
         config = cls.config_class.from_pretrained(dir_or_name)
         path = find_file(dir_or_name, "model.safetensors", "pytorch_model.bin")
-        with torch.device("meta"), SkipInit():  # no memory for weights about to be replaced, and no time
+        with torch.device("meta"), SkipInit():  # no memory and no time for weights about to be replaced
             model = cls(config, **kwargs)
         load_weights(model, path, cls.prefix)
         return model.eval()
 
     def save_pretrained(self, directory: str | Path) -> None:
         """Write `model.safetensors` and `config.json` into `directory`, each atomically."""
-        tensors: dict[str, Tensor] = {}
-        stored = set()
-        for name, tensor in self.state_dict().items():  # safetensors wants neither strides nor sharing
-            shared = tensor.data_ptr() in stored
-            stored.add(tensor.data_ptr())
-            tensors[hugging_face_key(name)] = tensor.clone() if shared else tensor.contiguous()
+        tensors = separate({hugging_face_key(name): t for name, t in self.state_dict().items()})
 
         def write(temporary: Path) -> None:
             save_file(tensors, temporary, metadata={"format": "pt"})

@@ -1,21 +1,20 @@
-"""The three configurations of ALIGN, their presets, and the activations they can name.
+"""The three configurations of ALIGN, their presets, and the activations that they can name.
 
-Follows Hugging Face's `config.json` in every key and default (BERT-Base and EfficientNet-B7).
-But: an unknown keyword is an error here, where the reference swallows it.
+Every key and default is that of Hugging Face's `config.json` (BERT-Base and EfficientNet-B7).
+Differs from Hugging Face: an unknown keyword is an error here; there it is accepted and ignored.
 """
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import partial
-from pathlib import Path
 from typing import Any, ClassVar
 
 import torch.nn.functional as F
 
-from .support.settings import Settings
+from .support.checks import check_numbers, check_text_config, check_vision_config
+from .support.settings import Config
 
 ACTIVATIONS: dict[str, Callable] = {
     "gelu": F.gelu,  # the exact one, x·Φ(x)
@@ -39,48 +38,6 @@ def get_activation(name: str | Callable) -> Callable:
     if name not in ACTIVATIONS:
         raise ValueError(f"hidden_act {name!r} is not one of {', '.join(ACTIVATIONS)}, nor a callable")
     return ACTIVATIONS[name]
-
-
-class Config(Settings):
-    """What the three configurations share: `config.json`, and the ranges of numbers.
-
-    >>> AlignTextConfig.from_dict(AlignTextConfig(hidden_size=24).to_dict()).hidden_size
-    24
-    """
-
-    filenames: ClassVar[tuple[str, ...]] = ("config.json",)
-    model_type: ClassVar[str]
-    part_of_align: ClassVar[str | None] = None  # the key of this configuration inside a full ALIGN's
-
-    def to_dict(self) -> dict[str, Any]:
-        """A plain dictionary that `from_dict`, and transformers, read back."""
-        return {"model_type": self.model_type} | super().to_dict()
-
-    @classmethod
-    def from_dict(cls, content: dict[str, Any]):
-        """Build from a dictionary, also from a full ALIGN's. Keys that are no keywords here are ignored."""
-        return super().from_dict(content.get(cls.part_of_align, content))
-
-    def save_pretrained(self, directory: str | Path, **bookkeeping: str) -> None:
-        """Write `directory/config.json`, atomically. ValueError if an activation is a callable."""
-        for config in (self, *vars(self).values()):
-            if callable(getattr(config, "hidden_act", None)):
-                raise ValueError("hidden_act is a callable; only a named activation can be saved")
-        super().save_pretrained(directory, **bookkeeping)
-
-    def _check(
-        self, positive: tuple[str, ...] = (), rates: tuple[str, ...] = (), reals: tuple[str, ...] = ()
-    ) -> None:
-        """ValueError unless fields are whole numbers from 1 up, rates in [0, 1), reals above 0."""
-        for names, kinds, valid, wanted in (
-            (positive, int, lambda x: x >= 1, "be a whole number of at least 1"),
-            (rates, (int, float), lambda x: 0 <= x < 1, "lie in [0, 1)"),
-            (reals, (int, float), lambda x: 0 < x < math.inf, "be a number above 0"),
-        ):
-            for name in names:
-                value = getattr(self, name)
-                if not isinstance(value, kinds) or isinstance(value, bool) or not valid(value):
-                    raise ValueError(f"{name} must {wanted}, not {value!r}")
 
 
 @dataclass
@@ -108,37 +65,43 @@ class AlignTextConfig(Config):
     layer_norm_eps: float = 1e-12
     pad_token_id: int = 0
     position_embedding_type: str = "absolute"  # or relative_key, relative_key_query
-    use_cache: bool = True  # a decoder's option: kept in the file, used nowhere
+    use_cache: bool = True  # an option of decoders: kept because it is in the file, used nowhere
 
     def __post_init__(self):
-        self._check(
-            positive=("vocab_size", "hidden_size", "num_hidden_layers", "num_attention_heads")
-            + ("intermediate_size", "max_position_embeddings", "type_vocab_size"),
-            rates=("hidden_dropout_prob", "attention_probs_dropout_prob"),
-            reals=("initializer_range", "layer_norm_eps"),
-        )
-        if self.pad_token_id not in range(self.vocab_size):
-            raise ValueError(f"pad_token_id must lie in [0, {self.vocab_size}), not {self.pad_token_id!r}")
+        check_text_config(self)
         get_activation(self.hidden_act)
-        if self.hidden_size % self.num_attention_heads:
-            raise ValueError(
-                f"hidden_size {self.hidden_size} is not a multiple of num_attention_heads "
-                f"{self.num_attention_heads}"
-            )
-        known = ("absolute", "relative_key", "relative_key_query")
-        if self.position_embedding_type not in known:
-            raise ValueError(
-                f"position_embedding_type {self.position_embedding_type!r} is not one of {', '.join(known)}"
-            )
+
+
+# The seven stages of blocks in EfficientNet-B0 (table 1 of its paper), a row each; first the columns' names.
+STAGE_LISTS = ("kernel_sizes", "in_channels", "out_channels", "strides", "num_block_repeats", "expand_ratios")
+B0_STAGES = (
+    (3, 32, 16, 1, 1, 1),
+    (3, 16, 24, 2, 2, 6),
+    (5, 24, 40, 2, 2, 6),
+    (3, 40, 80, 2, 3, 6),
+    (5, 80, 112, 1, 3, 6),
+    (5, 112, 192, 2, 4, 6),
+    (3, 192, 320, 1, 1, 6),
+)
+
+
+def column(name: str) -> Callable[[], list[int]]:
+    """What makes the default of AlignVisionConfig's list `name`: that column of B0_STAGES.
+
+    >>> column("strides")()
+    [1, 2, 2, 2, 1, 2, 1]
+    """
+    return lambda: [row[STAGE_LISTS.index(name)] for row in B0_STAGES]
 
 
 @dataclass
 class AlignVisionConfig(Config):
-    """The image tower: EfficientNet (Tan & Le 2019). The defaults are B7; the lists are B0's seven stages.
+    """The image tower: EfficientNet (Tan & Le 2019). The defaults are B7: B0's stages, wider and deeper.
 
-    `in_channels` to `expand_ratios` have one entry a stage; read down a column, they are rows of the
-    EfficientNet paper's table 1. `width_coefficient` and `depth_coefficient` scale channels and repeats.
-    `image_size` is kept for the file: the network takes any size.
+    `width_coefficient` scales the stages' channels, `depth_coefficient` their repeats. Hugging Face's file
+    has one list for each column of the stage table: entry i of each list describes stage i.
+    `depthwise_padding` lists the blocks, counted through all stages, whose convolution of stride 2 is padded
+    evenly. `image_size` is kept because it is in the file: the network takes any size.
 
     >>> AlignVisionConfig(width_coefficient=1.0).strides
     [1, 2, 2, 2, 1, 2, 1]
@@ -152,13 +115,13 @@ class AlignVisionConfig(Config):
     width_coefficient: float = 2.0
     depth_coefficient: float = 3.1
     depth_divisor: int = 8
-    kernel_sizes: list[int] = field(default_factory=lambda: [3, 3, 5, 3, 5, 5, 3])
-    in_channels: list[int] = field(default_factory=lambda: [32, 16, 24, 40, 80, 112, 192])
-    out_channels: list[int] = field(default_factory=lambda: [16, 24, 40, 80, 112, 192, 320])
+    kernel_sizes: list[int] = field(default_factory=column("kernel_sizes"))
+    in_channels: list[int] = field(default_factory=column("in_channels"))
+    out_channels: list[int] = field(default_factory=column("out_channels"))
     depthwise_padding: list[int] = field(default_factory=list)
-    strides: list[int] = field(default_factory=lambda: [1, 2, 2, 2, 1, 2, 1])
-    num_block_repeats: list[int] = field(default_factory=lambda: [1, 2, 2, 3, 3, 4, 1])
-    expand_ratios: list[int] = field(default_factory=lambda: [1, 6, 6, 6, 6, 6, 6])
+    strides: list[int] = field(default_factory=column("strides"))
+    num_block_repeats: list[int] = field(default_factory=column("num_block_repeats"))
+    expand_ratios: list[int] = field(default_factory=column("expand_ratios"))
     squeeze_expansion_ratio: float = 0.25
     hidden_act: str | Callable = "swish"
     hidden_dim: int = 2560
@@ -168,34 +131,13 @@ class AlignVisionConfig(Config):
     batch_norm_momentum: float = 0.99  # Keras' meaning: the share of the old running statistics that is kept
     drop_connect_rate: float = 0.2
 
-    STAGE_LISTS: ClassVar[tuple[str, ...]] = (
-        *("kernel_sizes", "in_channels", "out_channels"),
-        *("strides", "num_block_repeats", "expand_ratios"),
-    )
-
     def __post_init__(self):
-        self._check(
-            positive=("num_channels", "image_size", "depth_divisor", "hidden_dim"),
-            rates=("drop_connect_rate", "batch_norm_momentum"),
-            reals=("width_coefficient", "depth_coefficient", "squeeze_expansion_ratio")
-            + ("initializer_range", "batch_norm_eps"),
-        )
+        check_vision_config(self, STAGE_LISTS)
         get_activation(self.hidden_act)
-        padded = self.depthwise_padding
-        if not isinstance(padded, (list, tuple)) or not all(isinstance(i, int) and i >= 0 for i in padded):
-            raise ValueError(f"depthwise_padding must be a list of block indices from 0 up, not {padded!r}")
-        for name in self.STAGE_LISTS:
-            values = getattr(self, name)
-            if not isinstance(values, (list, tuple)) or not all(isinstance(v, int) and v > 0 for v in values):
-                raise ValueError(f"{name} must be a list of whole numbers above 0, not {values!r}")
-            if len(values) != len(self.kernel_sizes) or not values:
-                raise ValueError(
-                    f"{name} has {len(values)} stages where kernel_sizes has {len(self.kernel_sizes)}"
-                )
-        if set(self.strides) - {1, 2}:
-            raise ValueError(f"strides must be 1 or 2, not {self.strides}")
-        if self.pooling_type not in ("mean", "max"):
-            raise ValueError(f"pooling_type {self.pooling_type!r} is not one of mean, max")
+
+    def stages(self) -> list[tuple[int, ...]]:
+        """The rows of the stage table, not yet scaled: kernel, in, out, stride, repeats, expand ratio."""
+        return list(zip(*(getattr(self, name) for name in STAGE_LISTS), strict=True))
 
 
 @dataclass
@@ -217,26 +159,19 @@ class AlignConfig(Config):
     initializer_range: float = 0.02
 
     def __post_init__(self):
+        check_numbers(self, ("projection_dim",), above_0=("temperature_init_value", "initializer_range"))
         for name, kind in (("text_config", AlignTextConfig), ("vision_config", AlignVisionConfig)):
             value = getattr(self, name)
             if value is None or isinstance(value, dict):
                 setattr(self, name, kind.from_dict(value or {}))
             elif not isinstance(value, kind):
                 raise TypeError(f"{name} must be {kind.__name__}, a dict or None, not {type(value).__name__}")
-        self._check(positive=("projection_dim",), reals=("temperature_init_value", "initializer_range"))
-
-    def to_dict(self) -> dict[str, Any]:
-        """A plain dictionary, the towers' configurations inside it."""
-        return super().to_dict() | {
-            "text_config": self.text_config.to_dict(),
-            "vision_config": self.vision_config.to_dict(),
-        }
 
     @classmethod
     def from_text_vision_configs(
         cls, text_config: AlignTextConfig, vision_config: AlignVisionConfig, **kwargs
     ) -> AlignConfig:
-        """Join two towers' configurations."""
+        """Join two towers' configurations; `kwargs` are AlignConfig's other keywords."""
         return cls(text_config=text_config, vision_config=vision_config, **kwargs)
 
     @classmethod
@@ -249,44 +184,26 @@ class AlignConfig(Config):
 
 BERT_MINI = dict(hidden_size=256, num_hidden_layers=4, num_attention_heads=4, intermediate_size=1024)
 BERT_LARGE = dict(hidden_size=1024, num_hidden_layers=24, num_attention_heads=16, intermediate_size=4096)
+B3 = dict(image_size=289, width_coefficient=1.2, depth_coefficient=1.4, hidden_dim=384)
+B7 = dict(image_size=289, width_coefficient=2.0, depth_coefficient=3.1, hidden_dim=640)
+L2 = dict(image_size=289, width_coefficient=4.3, depth_coefficient=5.3, hidden_dim=1376)
+# For the checkpoint in weights/emoji: pictures of 64 px, texts of at most 64 tokens, no dropout.
+EMOJI_TEXT = dict(hidden_size=128, num_hidden_layers=2, num_attention_heads=4, intermediate_size=512)
+EMOJI_TEXT |= dict(max_position_embeddings=64, hidden_dropout_prob=0.0, attention_probs_dropout_prob=0.0)
+EMOJI_VISION = dict(image_size=64, width_coefficient=0.5, depth_coefficient=0.5, hidden_dim=160)
+EMOJI_VISION |= dict(drop_connect_rate=0.0)
+EMOJI_VISION |= dict(kernel_sizes=[3] * 7)  # the late maps are 4×4: a 5×5 kernel would see mostly padding
+EMOJI_VISION |= dict(strides=[1, 2, 2, 2, 1, 1, 1])  # halved 4 times with the stem, not 5 times
 
-# projection_dim is round_filters(320 · width): with no image projection, the image tower's own width.
+# projection_dim is the image tower's own width, round_filters(320 · width): it has no projection.
 PRESETS: dict[str, dict[str, Any]] = {
-    # The checkpoint in weights/emoji: 64 px, a seventh of B0, stride 16 rather than 32 before the pool.
     "emoji": dict(
-        text_config=dict(
-            hidden_size=128,
-            num_hidden_layers=2,
-            num_attention_heads=4,
-            intermediate_size=512,
-            max_position_embeddings=64,
-            hidden_dropout_prob=0.0,
-            attention_probs_dropout_prob=0.0,
-        ),
-        vision_config=dict(
-            image_size=64,
-            width_coefficient=0.5,
-            depth_coefficient=0.5,
-            kernel_sizes=[3] * 7,  # the late maps are 4×4: a 5×5 kernel sees mostly padding
-            strides=[1, 2, 2, 2, 1, 1, 1],
-            hidden_dim=160,
-            drop_connect_rate=0.0,
-        ),
-        projection_dim=160,
-        temperature_init_value=0.1,
+        text_config=EMOJI_TEXT, vision_config=EMOJI_VISION, projection_dim=160, temperature_init_value=0.1
     ),
-    # The paper's smallest (6.2, table 9), 384 wide. The paper projects the image to 640; this layout cannot.
-    "b3_mini": dict(
-        text_config=BERT_MINI,
-        vision_config=dict(image_size=289, width_coefficient=1.2, depth_coefficient=1.4, hidden_dim=384),
-        projection_dim=384,
-    ),
-    # kakaobrain/align-base.
-    "b7_base": dict(vision_config=dict(image_size=289, hidden_dim=640), projection_dim=640),
-    # The paper's towers (section 5): EfficientNet-L2 and BERT-Large.
-    "l2_large": dict(
-        text_config=BERT_LARGE,
-        vision_config=dict(image_size=289, width_coefficient=4.3, depth_coefficient=5.3, hidden_dim=1376),
-        projection_dim=1376,
-    ),
+    # The paper's smallest (6.2, table 9). The paper projects its image side to 640; here it stays 384 wide.
+    "b3_mini": dict(text_config=BERT_MINI, vision_config=B3, projection_dim=384),
+    # kakaobrain/align-base: BERT-Base and B7.
+    "b7_base": dict(vision_config=B7, projection_dim=640),
+    # The paper's towers (section 5).
+    "l2_large": dict(text_config=BERT_LARGE, vision_config=L2, projection_dim=1376),
 }

@@ -2,28 +2,30 @@
 
     pixels → stem → MBConv blocks → global pool → (B, C)
 
-Shapes: B images, C channels, H×W pixels. One `block_specs` row is one block; everything else follows from it.
-Weights and eval-mode numbers are Hugging Face's. But, in training: BatchNorm's momentum means what Keras
-means by it, and drop-connect drops a whole sample's branch, as in the original TensorFlow code.
+Shapes: B images, C channels, H×W pixels. `block_specs` makes one BlockSpec for each block of the network.
+Weights, and numbers in evaluation, are Hugging Face's.
+Differs from Hugging Face in training: BatchNorm's momentum means what it means in Keras, and drop-connect
+drops a whole sample's branch, both as in the original TensorFlow code.
 """
 
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
-import torch.nn as nn
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 
-from .checkpoint import PretrainedModel
+from .checkpoint import PretrainedModel  # an nn.Module that can be loaded and saved; read it last
 from .config import AlignVisionConfig, get_activation
+from .support.checks import check_pixel_values
 from .support.outputs import ModelOutput
 
 
 def round_filters(channels: int, config: AlignVisionConfig) -> int:
-    """Channels scaled by the width coefficient, to a multiple of `depth_divisor`, never down by over 10%.
+    """Channels × width coefficient, to the nearest multiple of `depth_divisor`; never down by more than 10%.
 
     >>> round_filters(320, AlignVisionConfig(width_coefficient=2.0))
     640
@@ -49,30 +51,22 @@ class BlockSpec:
     stride: int
     expand_ratio: int
     residual: bool
-    centered_padding: bool  # pad k//2 on every side at stride 2, not TF's (k//2 − 1, k//2)
+    centered_padding: bool  # at stride 2: k//2 on every side, in place of TensorFlow's (k//2 − 1, k//2)
     drop_rate: float
 
 
 def block_specs(config: AlignVisionConfig) -> list[BlockSpec]:
-    """The stage table, scaled and unrolled into blocks.
+    """Every block of the network: the stage table with its channels and repeats scaled, row after row.
 
     >>> specs = block_specs(AlignVisionConfig())
     >>> len(specs), specs[0].in_channels, specs[-1].out_channels
     (55, 64, 640)
     """
-    repeats = [math.ceil(config.depth_coefficient * r) for r in config.num_block_repeats]
+    depth = config.depth_coefficient
+    total = sum(math.ceil(depth * repeats) for repeats in config.num_block_repeats)
     specs: list[BlockSpec] = []
-    stages = zip(
-        config.kernel_sizes,
-        config.in_channels,
-        config.out_channels,
-        config.strides,
-        config.expand_ratios,
-        repeats,
-        strict=True,
-    )
-    for kernel, c_in, c_out, stride, expand, count in stages:
-        for position in range(count):
+    for kernel, c_in, c_out, stride, repeats, expand in config.stages():
+        for position in range(math.ceil(depth * repeats)):
             first, index = position == 0, len(specs)
             specs.append(
                 BlockSpec(
@@ -81,11 +75,11 @@ def block_specs(config: AlignVisionConfig) -> list[BlockSpec]:
                     out_channels=round_filters(c_out, config),
                     stride=stride if first else 1,
                     expand_ratio=expand,
-                    # Keras adds it wherever stride is 1 and in == out; the reference never on a stage's first
-                    # block. The same for B0 to B7, where a stage's first block changes the width.
+                    # Keras adds a residual wherever stride is 1 and in == out; Hugging Face never does on a
+                    # stage's first block. In B0 to B7 that is the same: a first block changes the width.
                     residual=not first,
                     centered_padding=index in config.depthwise_padding,
-                    drop_rate=config.drop_connect_rate * index / sum(repeats),
+                    drop_rate=config.drop_connect_rate * index / total,
                 )
             )
     return specs
@@ -95,7 +89,7 @@ class BatchNorm(nn.BatchNorm2d):
     """BatchNorm2d that takes `config.batch_norm_momentum` in Keras' sense.
 
     Keras: running ← momentum·running + (1 − momentum)·batch. PyTorch's momentum is the batch's share,
-    hence 1 − momentum. The reference hands 0.99 to PyTorch as it is and so forgets 99% at every step.
+    hence 1 − momentum. Hugging Face hands 0.99 to PyTorch as it is, and so forgets 99% at every step.
 
     >>> round(BatchNorm(8, AlignVisionConfig()).momentum, 3)
     0.01
@@ -116,17 +110,9 @@ class ConvNorm(nn.Module):
     """
 
     def __init__(
-        self,
-        in_channels: int,
-        out_channels: int,
-        kernel_size: int,
-        config: AlignVisionConfig,
-        *,
-        stride: int = 1,
-        groups: int = 1,
-        centered: bool = False,
-        activation=None,
-    ):
+        self, in_channels: int, out_channels: int, kernel_size: int, config: AlignVisionConfig,
+        *, stride: int = 1, groups: int = 1, centered: bool = False, activation: Callable | None = None,
+    ):  # fmt: skip
         super().__init__()
         padding = "same" if stride == 1 else kernel_size // 2 if centered else 0
         self.conv = nn.Conv2d(
@@ -134,11 +120,11 @@ class ConvNorm(nn.Module):
         )
         self.bn = BatchNorm(out_channels, config)
         self.activation = activation
-        # TensorFlow's SAME on an even side at stride 2: one pixel less on the left and top, so that the last
-        # window ends at the border. Done at odd sides too, where SAME would pad evenly, as in coyo-align,
-        # which is built for an unknown size. Order: left, right, top, bottom.
+        # TensorFlow's SAME at stride 2 on an even side: one pixel less on the left and top than on the right
+        # and bottom, so that the last window ends at the border. On an odd side SAME would pad evenly; this
+        # does not, like coyo-align, which is built for an unknown size. Order: left, right, top, bottom.
         before, after = kernel_size // 2 - 1, kernel_size // 2
-        self.pad_first = (before, after, before, after) if padding == 0 else None
+        self.pad_first = (before, after, before, after) if stride == 2 and not centered else None
 
     def forward(self, x: Tensor) -> Tensor:
         if self.pad_first:
@@ -156,7 +142,7 @@ class SqueezeExcite(nn.Module):
     torch.Size([2, 96, 5, 5])
     """
 
-    def __init__(self, channels: int, squeezed: int, activation):
+    def __init__(self, channels: int, squeezed: int, activation: Callable):
         super().__init__()
         self.reduce = nn.Conv2d(channels, squeezed, 1)
         self.expand = nn.Conv2d(squeezed, channels, 1)
@@ -171,8 +157,9 @@ class SqueezeExcite(nn.Module):
 class DropConnect(nn.Module):
     """Zero a whole sample's branch with probability `rate`, in training; scale the others by 1/(1 − rate).
 
-    EfficientNet's code calls this drop connect; it is stochastic depth (Huang et al. 2016), and not the
-    DropConnect (Wan et al. 2013) that drops weights. The reference drops single elements (nn.Dropout).
+    EfficientNet's code calls this drop connect. It is stochastic depth (Huang et al. 2016), not the
+    DropConnect (Wan et al. 2013) that drops weights.
+    Differs from Hugging Face: there single elements are dropped (nn.Dropout).
 
     >>> DropConnect(0.5).eval()(torch.ones(2, 1, 1, 1)).flatten()
     tensor([1., 1.])
@@ -193,7 +180,7 @@ class DropConnect(nn.Module):
 class MBConv(nn.Module):
     """Inverted bottleneck: expand 1×1, depthwise k×k, squeeze-excite, project 1×1, and the residual.
 
-    (B, C_in, H, W) → (B, C_out, H', W'), H' as in ConvNorm. Expansion is absent at ratio 1.
+    (B, C_in, H, W) → (B, C_out, H', W'), H' as in ConvNorm. A block of ratio 1 does not expand.
 
     >>> config = AlignVisionConfig(width_coefficient=1.0)
     >>> MBConv(block_specs(config)[4], config)(torch.zeros(2, 16, 8, 8)).shape
@@ -205,23 +192,23 @@ class MBConv(nn.Module):
         act = get_activation(config.hidden_act)
         hidden = spec.in_channels * spec.expand_ratio
         squeezed = max(1, int(spec.in_channels * config.squeeze_expansion_ratio))
-        self.residual = spec.residual
-        self.expand = (
-            ConvNorm(spec.in_channels, hidden, 1, config, activation=act) if spec.expand_ratio != 1 else None
-        )
+        self.expand = None
+        if spec.expand_ratio != 1:
+            self.expand = ConvNorm(spec.in_channels, hidden, 1, config, activation=act)
         self.depthwise = ConvNorm(
             hidden,
             hidden,
             spec.kernel_size,
             config,
             stride=spec.stride,
-            groups=hidden,
+            groups=hidden,  # one filter a channel
             centered=spec.centered_padding,
             activation=act,
         )
         self.squeeze_excite = SqueezeExcite(hidden, squeezed, act)
         self.project = ConvNorm(hidden, spec.out_channels, 1, config)
         self.drop_connect = DropConnect(spec.drop_rate)
+        self.residual = spec.residual
 
     def forward(self, x: Tensor) -> Tensor:
         h = x if self.expand is None else self.expand(x)  # (B, C_in·ratio, H, W)
@@ -229,26 +216,6 @@ class MBConv(nn.Module):
         h = self.squeeze_excite(h)
         h = self.project(h)  # (B, C_out, H', W')
         return x + self.drop_connect(h) if self.residual else h
-
-
-def check_pixel_values(pixel_values: Tensor, config: AlignVisionConfig) -> None:
-    """TypeError or ValueError unless `pixel_values` is a finite float tensor (B, num_channels, H, W).
-
-    >>> check_pixel_values(torch.zeros(3, 64, 64), AlignVisionConfig())
-    Traceback (most recent call last):
-    ValueError: pixel_values must be (batch, 3, height, width), not (3, 64, 64)
-    """
-    if not isinstance(pixel_values, Tensor) or not pixel_values.is_floating_point():
-        kind = pixel_values.dtype if isinstance(pixel_values, Tensor) else type(pixel_values).__name__
-        raise TypeError(f"pixel_values must be a float tensor, not {kind}")
-    if pixel_values.ndim != 4 or pixel_values.shape[1] != config.num_channels:
-        raise ValueError(
-            f"pixel_values must be (batch, {config.num_channels}, height, width), "
-            f"not {tuple(pixel_values.shape)}"
-        )
-    if not pixel_values.isfinite().all():
-        bad = pixel_values[~pixel_values.isfinite()][0].item()
-        raise ValueError(f"pixel_values must be finite, but holds {bad}")
 
 
 class AlignVisionModel(PretrainedModel):
@@ -268,18 +235,9 @@ class AlignVisionModel(PretrainedModel):
     def __init__(self, config: AlignVisionConfig):
         super().__init__(config)
         act = get_activation(config.hidden_act)
-        specs = block_specs(config)
-        # The stem is as wide as B0's 32 scaled, whatever in_channels[0] says.
-        self.stem = ConvNorm(
-            config.num_channels,
-            round_filters(32, config),
-            3,
-            config,
-            stride=2,
-            centered=False,
-            activation=act,
-        )
-        self.blocks = nn.ModuleList(MBConv(spec, config) for spec in specs)
+        width = round_filters(32, config)  # as wide as B0's 32 scaled, whatever in_channels[0] says
+        self.stem = ConvNorm(config.num_channels, width, 3, config, stride=2, activation=act)
+        self.blocks = nn.ModuleList(MBConv(spec, config) for spec in block_specs(config))
         self.apply(self.init_weights)
 
     def init_weights(self, module: nn.Module) -> None:
@@ -290,16 +248,10 @@ class AlignVisionModel(PretrainedModel):
                 nn.init.zeros_(module.bias)
 
     def forward(
-        self,
-        pixel_values: Tensor | None = None,
-        output_hidden_states: bool | None = None,
-        return_dict: bool | None = None,
-    ) -> ModelOutput | tuple:
+        self, pixel_values: Tensor | None = None,
+        output_hidden_states: bool | None = None, return_dict: bool | None = None,
+    ) -> ModelOutput | tuple:  # fmt: skip
         """hidden_states, where asked for, are the stem's output and every block's."""
-        if pixel_values is None:
-            raise ValueError(
-                "pixel_values is missing: the image tower needs a tensor (batch, 3, height, width)"
-            )
         check_pixel_values(pixel_values, self.config)
         x = self.stem(pixel_values)  # (B, C_stem, ⌊H/2⌋, ⌊W/2⌋)
         hidden_states = [x]

@@ -1,4 +1,8 @@
-"""What each command does once its flags are read: results to stdout, or a one-line ValueError or OSError."""
+"""What each command does with its flags: it prints results to stdout, or raises an error of one line.
+
+Each `run_…` checks what is cheap to check before it loads a model. A mistake in the flags ends in
+`parser.error` (exit status 2), bad data in a ValueError or OSError (exit status 1).
+"""
 
 from __future__ import annotations
 
@@ -34,17 +38,11 @@ from . import page
 
 
 def check_device(name: str, parser: argparse.ArgumentParser) -> None:
-    """A usage error unless this machine's PyTorch can use the device called `name`."""
+    """End with a usage error unless this machine's PyTorch can use the device called `name`."""
     try:
         torch.empty(0, device=name).cpu()
     except (RuntimeError, AssertionError, NotImplementedError) as error:
         parser.error(f"--device {name}: {str(error).splitlines()[0]}")
-
-
-def check_page(path: str | None) -> None:
-    """The cheap mistake first: what cannot be a file is refused before any work is done."""
-    if path and Path(path).is_dir():
-        raise IsADirectoryError(f"{path}: a folder; --html takes a file")
 
 
 def load(args: argparse.Namespace) -> tuple[AlignModel, AlignProcessor]:
@@ -72,7 +70,8 @@ def run_classify(args: argparse.Namespace, parser: argparse.ArgumentParser) -> N
         check_labels(labels, templates)
     except ValueError as error:
         parser.error(str(error))
-    check_page(args.html)
+    if args.html:
+        page.check_page(Path(args.html))  # the cheap mistake first
     found = find_pictures(args.images)
     classifier = ZeroShotClassifier(*load_for_inference(args), labels, templates)
     results = classify(classifier, found, args.top)
@@ -89,9 +88,10 @@ def run_classify(args: argparse.Namespace, parser: argparse.ArgumentParser) -> N
 def classify(
     classifier: ZeroShotClassifier, found: list[tuple[Path, bool]], top: int | None = None
 ) -> list[dict]:
-    """For each picture {"image", "labels": [{"label", "probability", "logit"}, …]}, the `top` likeliest.
+    """For each picture {"image", "labels": [{"label", "probability", "logit"}, …]}, with the `top` labels.
 
-    `found`: (picture, was it named); what was named and cannot be read is an error, the rest a warning.
+    `found` holds pairs (picture, named). If a picture cannot be read, that is an error if the user has named
+    it, and else a warning.
     """
     named = {str(path) for path, was_named in found if was_named}
     embeds = embed_images(classifier.model, classifier.processor, ((str(path), path) for path, _ in found))
@@ -107,7 +107,7 @@ def classify(
 
 
 def print_table(results: list[dict]) -> None:
-    """A block a picture: label, probability, and a bar as long as it is likely."""
+    """Print a block for each picture: labels, probabilities, and a bar for each probability."""
     for result in results:
         print(result["image"])
         width = max(len(entry["label"]) for entry in result["labels"])
@@ -117,8 +117,8 @@ def print_table(results: list[dict]) -> None:
 
 
 def print_csv(results: list[dict]) -> None:
-    """A line a picture and label: image,label,probability,logit. All texts in quotation marks."""
-    # Unasked, csv would leave a carriage return bare, which its own reader takes for the end of a line.
+    """Print image,label,probability,logit for each picture and label. Texts stand in quotation marks."""
+    # Otherwise csv writes a carriage return without quotation marks, and its own reader ends the line there.
     writer = csv.writer(sys.stdout, lineterminator="\n", quoting=csv.QUOTE_NONNUMERIC)
     writer.writerow(["image", "label", "probability", "logit"])
     for result in results:
@@ -136,9 +136,10 @@ def run_search(args: argparse.Namespace, parser: argparse.ArgumentParser) -> Non
         if not text.strip():
             parser.error(f"query {text!r} is empty")
     check_device(args.device, parser)
-    check_page(args.html)
+    if args.html:
+        page.check_page(Path(args.html))  # the cheap mistake first
     if args.image is not None:
-        load_image(args.image)  # if it cannot be read, better known before the folder is embedded
+        load_image(args.image)  # an error here, if any, and not after the folder was embedded
     index = ImageIndex(args.folder, *load(args), args.index)
     queries = index.queries(args.queries, args.image, args.minus, args.text_weight)
     answers = list(zip(args.queries or [None], index.nearest(queries, args.top), strict=True))
@@ -157,14 +158,14 @@ def run_search(args: argparse.Namespace, parser: argparse.ArgumentParser) -> Non
 
 
 def title(query: str | None, image: str | None, minus: str | None) -> str:
-    """What was asked, for a person: 'like cat.jpg + snow − sofa'."""
+    """The query as a person reads it: 'like cat.jpg + snow − sofa'."""
     return " + ".join(([f"like {image}"] if image else []) + ([query] if query else [])) + (
         f" − {minus}" if minus else ""
     )
 
 
 def one_line(name: object) -> str:
-    r"""A name for a table: what would end the line, or command the terminal, is escaped.
+    r"""A name for a table: characters that would end the line, or control the terminal, are escaped.
 
     >>> print(one_line("two\nlines.png"))
     two\nlines.png

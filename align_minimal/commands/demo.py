@@ -1,10 +1,10 @@
-"""The documentation's zero-shot demo in the browser: drop a picture, type labels, see bars.
+"""Zero-shot classification in the browser: drop a picture, type labels, see a bar for each label.
 
     pip install 'align_minimal[demo]'
     align-minimal demo
 
-Served by gradio, to this machine only unless --host says otherwise. Nothing is sent anywhere, and what was
-uploaded goes when the server ends.
+The library gradio serves the page, to this machine only, unless --host says otherwise. Nothing is sent
+anywhere else, and uploaded pictures are deleted when the server ends.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ EXAMPLE_LABELS = "red apple, bicycle, cat, cup of coffee, dog, fish, guitar, piz
 
 
 def split_labels(text: str) -> list[str]:
-    """Labels as people type them, with commas or a line each; each once.
+    """Labels as people type them, with commas between them or a line each. Repeated ones count once.
 
     >>> split_labels("red apple, dog,\\n cat, dog")
     ['red apple', 'dog', 'cat']
@@ -37,7 +37,7 @@ def split_labels(text: str) -> list[str]:
 
 
 def import_gradio():
-    """gradio, told to report nothing and to record nothing. ModuleNotFoundError says what to install."""
+    """gradio, set to report and to record nothing. ModuleNotFoundError says what to install."""
     os.environ.update(GRADIO_ANALYTICS_ENABLED="False", GRADIO_RUN_HISTORY="False")
     try:
         import gradio
@@ -49,9 +49,9 @@ def import_gradio():
 
 
 def check_address(host: str, port: int) -> None:
-    """OSError, naming both, unless a server could listen there now.
+    """OSError that names host and port, unless a server could listen there now.
 
-    >>> check_address("127.0.0.1", 0)  # 0 is whatever port is free
+    >>> check_address("127.0.0.1", 0)  # port 0 means any free port
     """
     try:
         socket.create_server((host, port)).close()
@@ -61,7 +61,8 @@ def check_address(host: str, port: int) -> None:
 
 
 def make_classify(model: AlignModel, processor: AlignProcessor):
-    """classify(file, labels as typed) → {label: probability}; ValueError for what cannot be classified.
+    """Returns a function: classify(file, labels as typed) → {label: probability}. It raises ValueError, or
+    OSError, for a picture that cannot be read and for missing labels.
 
     >>> model, processor = AlignModel.from_pretrained("emoji"), AlignProcessor.from_pretrained("emoji")
     >>> probabilities = make_classify(model, processor)("weights/samples/apple.png", "dog, red apple")
@@ -87,7 +88,7 @@ def make_classify(model: AlignModel, processor: AlignProcessor):
 
 
 def make_demo(model: AlignModel, processor: AlignProcessor):
-    """The page, a gradio.Interface. Raises ModuleNotFoundError where gradio is not installed."""
+    """The page, a gradio.Interface. Raises ModuleNotFoundError if gradio is not installed."""
     gradio = import_gradio()
     classify = make_classify(model, processor)
 
@@ -95,11 +96,11 @@ def make_demo(model: AlignModel, processor: AlignProcessor):
         try:
             return classify(picture, text)
         except (OSError, ValueError) as error:
-            message = html.escape(str(error))  # gradio shows it as HTML, and it can name the file
+            message = html.escape(str(error))  # gradio shows it as HTML, and it can contain the file's name
             raise gradio.Error(message, print_exception=False) from None
 
     def uploaded(upload) -> str | None:
-        """The file as it came (gradio would decode it in its own way), but no other file of this machine."""
+        """The uploaded file itself (gradio would decode it in its own way), and no other file."""
         folder = Path(picture.GRADIO_CACHE).resolve()
         if upload and upload.path and Path(upload.path).resolve().is_relative_to(folder):
             return upload.path
@@ -116,7 +117,7 @@ def make_demo(model: AlignModel, processor: AlignProcessor):
         examples=[[str(path)] for path in sorted(samples)],
         examples_per_page=len(samples),
         cache_examples=False,
-        clear_btn=None,  # it would empty the labels, which an example leaves as they are
+        clear_btn=None,  # it would empty the labels, too
         flagging_mode="never",
         title="ALIGN, zero-shot",
         description="Which of these labels fits the picture? Labels can be anything you can say.",
@@ -127,7 +128,7 @@ def make_demo(model: AlignModel, processor: AlignProcessor):
 def serve(model: AlignModel, processor: AlignProcessor, host: str, port: int) -> None:
     """Serve until Ctrl-C."""
     gradio = import_gradio()
-    os.environ.update(no_proxy="*", NO_PROXY="*")  # gradio first asks its own page, which no proxy can reach
+    os.environ.update(no_proxy="*", NO_PROXY="*")  # gradio first opens its own page, which no proxy can reach
     with tempfile.TemporaryDirectory(prefix="align-minimal-", ignore_cleanup_errors=True) as uploads:
         os.environ["GRADIO_TEMP_DIR"] = uploads
         demo = make_demo(model, processor)
@@ -138,8 +139,8 @@ def serve(model: AlignModel, processor: AlignProcessor, host: str, port: int) ->
             quiet=True,
             prevent_thread_lock=True,
             theme=gradio.themes.Default(font="sans-serif", font_mono="monospace"),
-            css="h2, dt { overflow-wrap: anywhere; min-width: 0 }",  # a long label leaves room for its number
+            css="h2, dt { overflow-wrap: anywhere; min-width: 0 }",  # a long label leaves room for the number
             footer_links=[],
         )
         print(f"{url} (Ctrl-C ends it)", file=sys.stderr, flush=True)
-        demo.block_thread()  # until Ctrl-C; then it closes the server, whose threads would live on
+        demo.block_thread()  # until Ctrl-C; then gradio closes the server and its threads

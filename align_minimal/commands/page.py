@@ -1,7 +1,8 @@
-"""Results as one HTML file that needs nothing else: thumbnails inside it, no script, no link to the network.
+"""Results as one HTML file that needs nothing else: it contains its thumbnails, and has no script and no link
+to the network.
 
-File names, labels and queries are data: each is escaped where it enters the page, and the page's own policy
-forbids everything but its style and its pictures, should one get through.
+File names, labels and queries are data, and each is escaped where it enters the page. Should one of them
+become markup all the same, the page's content policy allows nothing but its own style and pictures.
 """
 
 from __future__ import annotations
@@ -13,14 +14,16 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from ..image_processor import load_image
-from ..support.hub import write_atomically
+from ..support.hub import check_own, write_atomically
 
 SIDE = 256  # pixels of a thumbnail's longer side
+MARK = b'<meta name="generator" content="align-minimal">'  # by which a page is known as one of ours
 
 HEAD = """<!DOCTYPE html>
 <html lang="en">
 <head>
 <meta charset="utf-8">
+<meta name="generator" content="align-minimal">
 <meta name="viewport" content="width=device-width, initial-scale=1">
 <meta http-equiv="Content-Security-Policy"
  content="default-src 'none'; img-src data:; style-src 'unsafe-inline'">
@@ -51,7 +54,7 @@ a + .row {{ font-weight: 600; }}
 
 
 def text(value: object) -> str:
-    """Anything as HTML text, or inside quotation marks; half a surrogate pair, of a file name, as \\udcxx.
+    """A value as HTML text, also inside quotation marks. Bytes of names that are not UTF-8 become \\udcxx.
 
     >>> text('<b> & "x"')
     '&lt;b&gt; &amp; &quot;x&quot;'
@@ -60,7 +63,7 @@ def text(value: object) -> str:
 
 
 def thumbnail(path: Path) -> str:
-    """An <img> that carries a small JPEG of the picture, or an empty frame if it cannot be read any more.
+    """An <img> that contains a small JPEG of the picture, or an empty frame if it cannot be read any more.
 
     >>> thumbnail(Path("weights/samples/cat.jpg"))[:31], thumbnail(Path("gone.png"))
     ('<img src="data:image/jpeg;base6', '<div class="missing"></div>')
@@ -77,7 +80,7 @@ def thumbnail(path: Path) -> str:
 
 
 def figure(path: Path, scores: Iterable[tuple[str, float, str]]) -> str:
-    """A picture, its name, which leads to the file, and rows of (label, length of a bar in [0, 1], value).
+    """A picture, its name as a link to the file, and rows of (label, length of a bar in [0, 1], value).
 
     >>> figure(Path("gone.png"), [("cat", 0.5, "50%")]).count('style="width: 50.0%"')
     1
@@ -93,7 +96,7 @@ def figure(path: Path, scores: Iterable[tuple[str, float, str]]) -> str:
 
 
 def section(title: str, figures: Iterable[str]) -> str:
-    """Figures in a grid, under a heading where there is a title.
+    """Figures in a grid, under a heading if there is a title.
 
     >>> print(section("a dog", ["<figure></figure>\\n"]), end="")
     <section><h2>a dog</h2>
@@ -105,8 +108,31 @@ def section(title: str, figures: Iterable[str]) -> str:
     return f'<section>{heading}<div class="grid">\n{"".join(figures)}</div></section>\n'
 
 
+def check_page(path: Path) -> None:
+    """OSError that names `path` if it is a folder, or a file that is not a page of ours.
+
+    >>> check_page(Path("weights"))
+    Traceback (most recent call last):
+    IsADirectoryError: weights: a folder; --html takes a file
+    """
+    if path.is_dir():
+        raise IsADirectoryError(f"{path}: a folder; --html takes a file")
+    if not is_stream(path):
+        check_own(path, MARK)
+
+
+def is_stream(path: Path) -> bool:
+    """Whether `path` is a device or a pipe. These are written to; a file is replaced.
+
+    >>> is_stream(Path("/dev/null")), is_stream(Path("setup.cfg"))
+    (True, False)
+    """
+    return path.exists() and not path.is_file() and not path.is_dir()
+
+
 def write_page(path: Path, title: str, sections: Iterable[str]) -> None:
-    """Write the page, whole or not at all. OSError if it cannot be written.
+    """Write the page, whole or not at all. It replaces nothing but an older page; a symbolic link stays, and
+    the file that it leads to is written. OSError if the page cannot be written.
 
     >>> import tempfile
     >>> with tempfile.TemporaryDirectory() as folder:
@@ -115,11 +141,15 @@ def write_page(path: Path, title: str, sections: Iterable[str]) -> None:
     2
     """
     content = HEAD.format(title=text(title)) + "".join(sections) + "</body>\n</html>\n"
-    write_atomically(path, lambda temporary: temporary.write_text(content, encoding="utf-8"))
+    check_page(path)
+    if is_stream(path):
+        path.write_text(content, encoding="utf-8")
+    else:
+        write_atomically(path.resolve(), lambda temporary: temporary.write_text(content, encoding="utf-8"))
 
 
 def classification(results: list[dict]) -> list[str]:
-    """The section for `classify`: a picture each with its labels, the longest bar the likeliest.
+    """The section for `classify`: each picture with its labels and a bar for each probability.
 
     >>> [page] = classification([{"image": "cat.png", "labels": [{"label": "cat", "probability": 0.9}]}])
     >>> page.count("<figure>"), page.count("90.0%")
@@ -136,7 +166,7 @@ def classification(results: list[dict]) -> list[str]:
 
 
 def search_results(answers: list[tuple[str, list[tuple[float, Path]]]], image: Path | None) -> list[str]:
-    """A section for each (what was asked, [(cosine, picture), …]), after the picture asked with, if any.
+    """A section for each answer (query, [(cosine, picture), …]), after the picture of the query, if any.
 
     >>> [page] = search_results([("a dog", [(0.31, Path("dog.png")), (0.2, Path("cat.png"))])], image=None)
     >>> page.count("<h2>"), page.count("<figure>"), page.count("0.310")

@@ -100,6 +100,25 @@ def write_json(path: Path, content: dict) -> None:
     write_atomically(path, lambda temporary: temporary.write_text(text, encoding="utf-8"))
 
 
+def check_own(path: Path, mark: bytes) -> None:
+    """FileExistsError that names `path`, unless what is there may be replaced: nothing, an empty file, or a
+    file with `mark` in its first kilobyte, which this program puts into what it writes.
+
+    >>> check_own(Path("new.html"), mark=b"align-minimal")
+    >>> check_own(Path("weights/samples/dog.png"), mark=b"align-minimal")
+    Traceback (most recent call last):
+    FileExistsError: weights/samples/dog.png: not written by align-minimal, so it is not replaced
+    """
+    if path.is_file():
+        with open(path, "rb") as file:
+            start = file.read(1024)
+        own = not start or mark in start
+    else:
+        own = not path.exists()
+    if not own:
+        raise FileExistsError(f"{path}: not written by align-minimal, so it is not replaced")
+
+
 def write_atomically(path: Path, write: Callable[[Path], object]) -> None:
     """Call `write(temporary)` on a file beside `path`, then rename it onto `path`. Makes missing folders.
 

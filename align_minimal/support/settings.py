@@ -75,3 +75,33 @@ class Settings:
     def save_pretrained(self, directory: str | Path, **bookkeeping: str) -> None:
         """Write the file into `directory`, atomically, with `bookkeeping` beside the settings."""
         write_json(Path(directory) / self.filenames[0], self.to_dict() | bookkeeping)
+
+
+class Config(Settings):
+    """What the three configurations share: `config.json`, and being parts of one another.
+
+    >>> from align_minimal import AlignConfig
+    >>> AlignConfig().to_dict()["text_config"]["model_type"]
+    'align_text_model'
+    """
+
+    filenames: ClassVar[tuple[str, ...]] = ("config.json",)
+    model_type: ClassVar[str]
+    part_of_align: ClassVar[str | None] = None  # the key of this configuration inside a full ALIGN's
+
+    def to_dict(self) -> dict[str, Any]:
+        """A plain dictionary, also of its parts, that `from_dict`, and transformers, read back."""
+        parts = {name: value.to_dict() for name, value in vars(self).items() if isinstance(value, Config)}
+        return {"model_type": self.model_type} | super().to_dict() | parts
+
+    @classmethod
+    def from_dict(cls, content: dict[str, Any]):
+        """Build from a dictionary, also from a full ALIGN's. Keys that are no keywords here are ignored."""
+        return super().from_dict(content.get(cls.part_of_align, content))
+
+    def save_pretrained(self, directory: str | Path, **bookkeeping: str) -> None:
+        """Write `directory/config.json`, atomically. ValueError if an activation is a callable."""
+        for config in (self, *vars(self).values()):
+            if callable(getattr(config, "hidden_act", None)):
+                raise ValueError("hidden_act is a callable; only a named activation can be saved")
+        super().save_pretrained(directory, **bookkeeping)

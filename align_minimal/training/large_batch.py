@@ -205,7 +205,10 @@ def set_random_state(device: torch.device, state: list[Tensor]) -> None:
 
 
 def backward_in_chunks(
-    encode: nn.Module, chunks: Sequence, loss: Callable[[Tensor, Tensor, Tensor], Tensor]
+    encode: nn.Module,
+    chunks: Sequence,
+    loss: Callable[[Tensor, Tensor, Tensor], Tensor],
+    one_pass: bool | None = None,
 ) -> Tensor:
     """The gradient of one loss over all chunks, added to `.grad`, in the memory of one chunk. → the loss.
 
@@ -215,7 +218,12 @@ def backward_in_chunks(
     change in the second alone. So all is as in one pass with every chunk's graph kept: dL/dθ =
     Σ_chunks dL/de · de/dθ, and BatchNorm's batch is the chunk.
 
-    Raises ValueError if there are no chunks.
+    one_pass: a single chunk whose graph is kept needs no second pass (None: one pass if there is one chunk).
+    Over processes every rank must say the same, whatever its own number of chunks: in one pass the ranks meet
+    in the encoder before they meet in the loss, in two passes the other way round, and ranks that do not meet
+    wait for each other without end.
+
+    Raises ValueError if there are no chunks, or several for one pass.
 
     >>> class Towers(nn.Linear):
     ...     def forward(self, x):
@@ -228,7 +236,9 @@ def backward_in_chunks(
     """
     if len(chunks) == 0:
         raise ValueError("backward_in_chunks needs at least one chunk")
-    if len(chunks) == 1:  # its graph fits: no second pass
+    if one_pass and len(chunks) > 1:
+        raise ValueError(f"one pass takes one chunk, not {len(chunks)}")
+    if len(chunks) == 1 if one_pass is None else one_pass:
         value = loss(*encode(chunks[0]))
         value.backward()
         return value.detach()

@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import gc
 import itertools
 import math
 import os
@@ -47,7 +48,7 @@ from .large_batch import backward_in_chunks
 from .options import check_arguments
 from .pairs import RESIZE, BatchStream, Pairs, Prepare, batches, epoch_batches
 from .processes import Processes, note_signals, processes, start_worker
-from .run_folder import Run, checkpoints, load_optimizer
+from .run_folder import Run, checkpoints, load_optimizer, model_files
 
 # ---- small pieces ------------------------------------------------------------------------------------------
 
@@ -265,6 +266,8 @@ class Trainer:
             for t in itertools.chain(self.model.parameters(), self.model.buffers()):
                 # Away from the file's pages: how a matrix lies in memory can decide the order of its sums.
                 t.data = t.data.clone()
+        elif checkpoints(self.args.out):
+            raise ValueError(f"{self.args.out}: none of its checkpoints can be read; give another --out")
         else:
             self.model, self.processor = new_model(self.args, self.pairs, self.steps)
         if self.args.temperature:
@@ -352,6 +355,10 @@ class Trainer:
         together = self.group.world > 1
         return contrastive_loss(text, image, temperature, self.args.label_smoothing, self.args.tile, together)
 
+    def one_pass(self) -> bool:
+        """Does every rank's share fit one chunk? From the flags alone, so that all ranks say the same."""
+        return self.args.chunk is None or self.args.chunk >= -(-self.args.batch_size // self.group.world)
+
     def learn(self, batch: Batch) -> dict:
         """One step. Returns what metrics.jsonl says of it; ValueError if loss or gradient is not finite."""
         rate = learning_rate(self.step + 1, self.steps, self.warmup, self.args.lr)
@@ -361,7 +368,7 @@ class Trainer:
         self.optimizer.zero_grad()
         try:
             chunks = split(batch.to(self.group.device), self.args.chunk)
-            loss = backward_in_chunks(self.encoder, chunks, self.loss).item()
+            loss = backward_in_chunks(self.encoder, chunks, self.loss, self.one_pass()).item()
         except (RuntimeError, ValueError) as error:  # no memory left, another process gone, σ not a number
             names = f"the batch was {batch['names'][0]}, …"
             raise ValueError(f"step {self.step + 1}: {reason(error)}; {names}") from error
@@ -430,7 +437,17 @@ class Trainer:
                 if last:
                     break
         self.unreadable = dict.fromkeys(self.group.gather_lists(list(self.unreadable)))
+        self.take_apart()
         return stop
+
+    def take_apart(self) -> None:
+        """Free DistributedDataParallel while its process group is still there.
+
+        Freed after the group, its destructor waits for a thread that waits for Python's lock (PyTorch's issue
+        56297).
+        """
+        self.encoder = None
+        gc.collect()
 
 
 # ---- the command -------------------------------------------------------------------------------------------
@@ -470,7 +487,7 @@ def finish(trainer: Trainer, evaluation: Pairs | None) -> None:
 
 
 def check_out(args: argparse.Namespace) -> None:
-    """Refuse to train over an earlier run, or into what is no folder.
+    """Refuse to train over a model or an earlier run, or into what is no folder.
 
     >>> check_out(argparse.Namespace(out=Path("setup.cfg"), resume=False))
     Traceback (most recent call last):
@@ -478,7 +495,12 @@ def check_out(args: argparse.Namespace) -> None:
     """
     if args.out.exists() and not args.out.is_dir():
         raise ValueError(f"{args.out}: not a folder")
-    if not args.resume and (checkpoints(args.out) or (args.out / "model.safetensors").exists()):
+    found, files = checkpoints(args.out), model_files(args.out)
+    if args.resume and not found and files:
+        raise ValueError(
+            f"{args.out}: holds {files[0]}, but no checkpoint to resume from; give another --out"
+        )
+    if not args.resume and (found or files):
         raise ValueError(f"{args.out}: holds a model already; give --resume, or another --out")
 
 

@@ -19,10 +19,10 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import save_file
 
-from ..checkpoint import read_tensors
 from ..model import AlignModel
 from ..processor import AlignProcessor
 from ..support.hub import read_json, write_atomically, write_json
+from ..support.weights_file import read_tensors
 
 
 def step_of(folder: Path) -> int:
@@ -45,6 +45,24 @@ def checkpoints(out: Path) -> list[Path]:
     """
     found = [p for p in (out / "checkpoints").glob("step-*") if re.fullmatch(r"step-\d+", p.name)]
     return sorted(found, key=step_of, reverse=True)
+
+
+MODEL_FILES = (
+    "model.safetensors",
+    "pytorch_model.bin",
+    "config.json",
+    "vocab.txt",
+    "preprocessor_config.json",
+)
+
+
+def model_files(out: Path) -> list[str]:
+    """The files of a model that stand in a folder, which training into it would replace.
+
+    >>> model_files(Path("weights/emoji"))
+    ['model.safetensors', 'config.json', 'vocab.txt', 'preprocessor_config.json']
+    """
+    return [name for name in MODEL_FILES if (out / name).exists()]
 
 
 def save_optimizer(optimizer: torch.optim.Optimizer, folder: Path) -> None:

@@ -1,24 +1,26 @@
-"""The fast path: `model.for_inference()` gives the same numbers, rearranged for serving.
+"""The fast path: `model.for_inference()` returns a model that computes the same numbers faster.
 
-1. **BatchNorm is folded.** In evaluation it is one affine map a channel, and it follows a convolution w
-   without a bias:
+1. **BatchNorm is folded into the convolution before it.** In evaluation mode, BatchNorm multiplies each
+   channel by a constant and adds another. The convolution w before it has no bias, so:
 
        bn(w∗x) = γ (w∗x − m) / √(v + ε) + β = (s·w)∗x + (β − s·m),    s = γ / √(v + ε)
 
-   which is a convolution with other weights and a bias: one pass over the activations less.
-2. **Channels last, activations in place**: a depthwise convolution reads a pixel's channels side by side.
-3. **As many images at a time as fit the cache.** Early blocks have large activations and small weights, late
-   ones small activations and large weights. So each stage takes the batch in parts of its own size: early a
-   few images, to keep what one layer wrote in the cache for the next (beyond 32 MB it would even be mapped
-   and unmapped by the kernel at every layer); late many, to read the weights less often.
-4. **Weights are packed once.** A 1×1 convolution is a matrix product over pixels; its weights are brought
-   into the order that the product reads when the model is made, not at every call. Depthwise convolutions
-   have TensorFlow's padding in the kernel.
-5. **Padding is not computed.** A masked column changes nothing in [CLS]. Texts go through the tower in groups
-   of like length, each cut after its longest.
+   The result is again a convolution, with other weights and a bias. It saves one pass over the activations.
+2. **Channels lie last in memory, and activation functions work in place.** A depthwise convolution then finds
+   the channels of a pixel side by side.
+3. **Only as many images at a time as fit the processor's cache.** The first stages have large activations and
+   small weights, the last stages small activations and large weights. So each stage divides the batch into
+   parts of its own size. The first stages take few images at a time: what one layer wrote is still in the
+   cache when the next layer reads it (and beyond 32 MB, the operating system would provide the memory anew
+   for every layer). The last stages take many images, so that the weights are read less often.
+4. **Weights are packed once.** A 1×1 convolution is a matrix product over pixels. Its weights are put into
+   the order in which the product reads them when the model is made, not at every call. Depthwise convolutions
+   have TensorFlow's padding inside the kernel.
+5. **Padding is not computed.** A masked token changes nothing in [CLS]. Texts go through the tower in groups
+   of similar length, and each group is cut after its longest text.
 
-But: it can be neither trained, saved nor moved to another device, and gives no gradients; keep the model that
-it was made from. Hidden states of what is padding are zeros where they are not computed.
+Leaves out: training, saving, gradients and moving to another device. Keep the model that it was made from.
+Hidden states of padding tokens are zeros where they were not computed.
 """
 
 from __future__ import annotations
@@ -32,18 +34,19 @@ import torch.nn as nn
 import torch.nn.functional as F
 from torch import Tensor
 
-from ..bert import AlignTextModel, check_text
-from ..efficientnet import AlignVisionModel, ConvNorm, MBConv, SqueezeExcite, check_pixel_values
+from ..bert import AlignTextModel
+from ..efficientnet import AlignVisionModel, ConvNorm, MBConv, SqueezeExcite
 from ..model import AlignModel
+from ..support.checks import check_pixel_values, check_text
 from ..support.outputs import ModelOutput
 
-CACHE = 12 * 2**20  # bytes of a stage's widest activation at a time
-SMALL = 2**16  # numbers: of smaller weights, the overhead of packed ones outweighs what they save
-GROUP = 16 * 768  # texts × hidden size at a time: fewer of a large model's, whose padding costs more
+CACHE = 12 * 2**20  # bytes that the widest activation of a stage may take at a time
+SMALL = 2**16  # weights with fewer numbers are not packed: the overhead would exceed the gain
+GROUP = 16 * 768  # texts in a group × hidden size: padding costs more in a wide model, so groups are small
 
 
 def fold_batch_norm(layer: ConvNorm) -> None:
-    """Put the normalization into the convolution, in place; computed in float64.
+    """Put the normalization into the convolution before it, in place. Computed in float64.
 
     >>> from align_minimal import AlignVisionConfig
     >>> layer, x = ConvNorm(3, 8, 3, AlignVisionConfig()).eval(), torch.rand(1, 3, 5, 5)
@@ -61,10 +64,11 @@ def fold_batch_norm(layer: ConvNorm) -> None:
 
 
 def pad_the_kernel(layer: ConvNorm) -> None:
-    """TensorFlow's padding without a copy of the padded activations, in place, for stride 2.
+    """Move TensorFlow's padding at stride 2 into the kernel, in place: no padded copy of the activations.
 
-    It pads k//2 − 1 before and k//2 after. With one row and column of zeros before the kernel's own, the
-    windows start one pixel earlier and see the same: so k//2 on both sides, which convolutions do themselves.
+    TensorFlow pads k//2 − 1 pixels before the image and k//2 after it, which a convolution cannot do by
+    itself. Here the kernel gets one more row and column of zeros at its start. Its windows then start one
+    pixel earlier and see the same numbers, so the padding is k//2 on both sides, which a convolution can do.
 
     >>> from align_minimal import AlignVisionConfig
     >>> layer, x = ConvNorm(8, 8, 5, AlignVisionConfig(), stride=2, groups=8).eval(), torch.rand(1, 8, 9, 9)
@@ -80,7 +84,7 @@ def pad_the_kernel(layer: ConvNorm) -> None:
 
 
 def single(x: Tensor | tuple | None) -> Tensor | tuple | None:
-    """float32: what a tower computed in half precision goes on in single.
+    """Tensors as float32, also within a tuple: a tower may have computed in half precision.
 
     >>> single((torch.zeros(1, dtype=torch.bfloat16), None))
     (tensor([0.]), None)
@@ -89,7 +93,7 @@ def single(x: Tensor | tuple | None) -> Tensor | tuple | None:
 
 
 def pack(weight: Tensor) -> Tensor | None:
-    """(C_out, C_in) in the order in which oneDNN's matrix product reads it; None if small or without oneDNN.
+    """(C_out, C_in) in the order in which oneDNN's matrix product reads it. None if small, or without oneDNN.
 
     >>> pack(torch.eye(4)) is None
     True
@@ -107,9 +111,9 @@ def pack(weight: Tensor) -> Tensor | None:
 
 
 class PackedLinear(nn.Module):
-    """nn.Linear, its weights packed where they can be. (…, C_in) → (…, C_out)
+    """nn.Linear with packed weights, where they can be packed. (…, C_in) → (…, C_out)
 
-    The operators are PyTorch's own, but not of its public interface: torch.compile uses them on CPUs.
+    The operators belong to PyTorch, though not to its public interface: torch.compile uses them on CPUs.
 
     >>> layer, x = nn.Linear(8, 4), torch.rand(2, 8)
     >>> torch.allclose(PackedLinear(layer.weight, layer.bias)(x), layer(x), atol=1e-6)
@@ -119,10 +123,12 @@ class PackedLinear(nn.Module):
     def __init__(self, weight: Tensor, bias: Tensor):
         super().__init__()
         self.packed, self.bias = pack(weight), bias
-        self.weight = weight if self.packed is None else None  # not both: they are most of the model
+        self.weight = (
+            weight if self.packed is None else None
+        )  # keep one of the two: both would double the memory
 
     def __deepcopy__(self, memo: dict) -> PackedLinear:
-        return self  # packed weights cannot be copied, and nothing here ever changes
+        return self  # packed weights cannot be copied, and nothing here changes after it is made
 
     def forward(self, x: Tensor) -> Tensor:
         if self.packed is None:
@@ -131,7 +137,7 @@ class PackedLinear(nn.Module):
 
 
 class PointwiseConv(nn.Module):
-    """A folded 1×1 convolution, as the matrix product that it is. (B, C_in, H, W) → (B, C_out, H, W).
+    """A folded 1×1 convolution, computed as a matrix product. (B, C_in, H, W) → (B, C_out, H, W).
 
     >>> conv, x = nn.Conv2d(8, 4, 1), torch.rand(1, 8, 3, 3)
     >>> torch.allclose(PointwiseConv(conv)(x), conv(x), atol=1e-6)
@@ -148,7 +154,7 @@ class PointwiseConv(nn.Module):
 
 
 class ServedSqueezeExcite(nn.Module):
-    """SqueezeExcite without a reduction that is slow in bfloat16, and in place. (B, C, H, W) → the same.
+    """SqueezeExcite in place, with a mean that is fast in bfloat16, too. (B, C, H, W) → the same shape.
 
     >>> layer, x = SqueezeExcite(96, 4, F.silu), torch.rand(2, 96, 5, 5)
     >>> torch.allclose(ServedSqueezeExcite(layer)(x.clone()), layer(x), atol=1e-6)
@@ -167,7 +173,7 @@ class ServedSqueezeExcite(nn.Module):
 
 
 class ServedVisionModel(nn.Module):
-    """An AlignVisionModel, folded: float32 pixels (B, 3, H, W), whatever its dtype → the same outputs.
+    """An AlignVisionModel made faster: float32 pixels (B, 3, H, W), whatever its dtype → the same outputs.
 
     >>> from align_minimal import AlignVisionConfig
     >>> tower = AlignVisionModel(AlignVisionConfig(width_coefficient=0.1, depth_coefficient=0.1)).eval()
@@ -192,7 +198,9 @@ class ServedVisionModel(nn.Module):
             elif isinstance(layer, MBConv):
                 layer.squeeze_excite = ServedSqueezeExcite(layer.squeeze_excite)
         self.tower = tower
-        self.stages: list[nn.Sequential] = [nn.Sequential()]  # each but the last ends where stride is 2
+        self.stages: list[nn.Sequential] = [
+            nn.Sequential()
+        ]  # each but the last ends with a block of stride 2
         for block in tower.blocks:
             self.stages[-1].append(block)
             if block.depthwise.conv.stride == (2, 2):
@@ -205,9 +213,9 @@ class ServedVisionModel(nn.Module):
         output_hidden_states: bool | None = None,
         return_dict: bool | None = None,
     ) -> ModelOutput | tuple:
-        """As AlignVisionModel.forward, each stage a part of the batch at a time."""
+        """As AlignVisionModel.forward, but each stage takes the batch in parts."""
         if pixel_values is None:
-            return self.tower(None)  # says what is missing
+            return self.tower(None)  # raises the error that says what is missing
         check_pixel_values(pixel_values, self.tower.config)
         dtype = self.tower.stem.conv.weight.dtype
         x = in_parts(self.tower.stem, pixel_values.to(dtype, memory_format=torch.channels_last))
@@ -227,19 +235,21 @@ class ServedVisionModel(nn.Module):
 
 
 def in_parts(stage: nn.Module, x: Tensor) -> Tensor:
-    """stage(x); on a CPU, so many images at a time that its widest activation stays below CACHE bytes.
+    """stage(x). On a CPU, in parts so small that the stage's widest activation stays below CACHE bytes.
 
     >>> in_parts(nn.Conv2d(3, 8, 1), torch.rand(5, 3, 32, 32)).shape
     torch.Size([5, 8, 32, 32])
     """
     widest = max(getattr(layer, "out_channels", 0) for layer in stage.modules())
     size = x[:, :1].numel() * widest * x.element_size()
-    parts = x.chunk(max(1, math.ceil(size / CACHE)) if x.device.type == "cpu" else 1)  # of like sizes
+    parts = x.chunk(
+        max(1, math.ceil(size / CACHE)) if x.device.type == "cpu" else 1
+    )  # of equal size, or nearly
     return stage(x) if len(parts) == 1 else torch.cat([stage(part) for part in parts])
 
 
 class ServedTextModel(nn.Module):
-    """An AlignTextModel that does not compute what is padding on the right: ids (B, T) → the same outputs.
+    """An AlignTextModel that does not compute the padding on the right: ids (B, T) → the same outputs.
 
     >>> from align_minimal import AlignTextConfig
     >>> tower = AlignTextModel(AlignTextConfig(vocab_size=9, hidden_size=8, num_attention_heads=2))
@@ -269,7 +279,7 @@ class ServedTextModel(nn.Module):
         output_hidden_states: bool | None = None,
         return_dict: bool | None = None,
     ) -> ModelOutput | tuple:
-        """As AlignTextModel.forward; in groups where the mask (B, T) shows what is padding."""
+        """As AlignTextModel.forward, but in groups of texts where a mask (B, T) says what is padding."""
         if inputs_embeds is not None:
             inputs_embeds = inputs_embeds.to(self.tower.embeddings.word.weight.dtype)
         inputs = (input_ids, token_type_ids, position_ids, inputs_embeds)
@@ -283,10 +293,10 @@ class ServedTextModel(nn.Module):
         return output if return_dict is not False else output.to_tuple()
 
     def in_groups(self, mask: Tensor, head_mask: Tensor | None, *inputs: Tensor | None) -> ModelOutput:
-        """GROUP / hidden size texts of like length at a time, on a CPU, cut after the longest; then zeros."""
+        """On a CPU, GROUP / hidden size texts of similar length at a time, cut after the longest."""
         B, T = mask.shape
         lengths = ((mask != 0) * torch.arange(1, T + 1, device=mask.device)).amax(1)  # (B,)
-        lengths[lengths == 0] = T  # masked throughout, it attends evenly to all of its tokens
+        lengths[lengths == 0] = T  # a text with every token masked attends to all of them alike
         last = mask.new_zeros(B, T, self.tower.config.hidden_size, dtype=torch.float32)  # (B, T, H)
         pooled = None if self.tower.pooler is None else last.new_zeros(B, last.shape[2])
         count = max(1, GROUP // last.shape[2]) if mask.device.type == "cpu" else B
@@ -304,7 +314,7 @@ class ServedTextModel(nn.Module):
 
 
 class ServedModel(AlignModel):
-    """What AlignModel.for_inference returns: an AlignModel over both served towers.
+    """What AlignModel.for_inference returns: an AlignModel with both of the faster towers.
 
     >>> served = AlignModel.from_pretrained("emoji").for_inference()
     >>> type(served).__name__, served.get_image_features(torch.rand(3, 3, 64, 64)).shape
@@ -314,7 +324,7 @@ class ServedModel(AlignModel):
     def __init__(self, model: AlignModel, dtype: torch.dtype | None):
         if dtype is not None and not dtype.is_floating_point:
             raise ValueError(f"dtype must be a floating-point type, not {dtype}")
-        nn.Module.__init__(self)  # AlignModel's own would draw new weights
+        nn.Module.__init__(self)  # not AlignModel's, which would draw random weights
         model = copy.deepcopy(model).requires_grad_(False).eval()
         self.config = model.config
         self.text_model = ServedTextModel(model.text_model, dtype)
@@ -323,7 +333,7 @@ class ServedModel(AlignModel):
         super().train(False)
 
     def train(self, mode: bool = True) -> ServedModel:
-        """RuntimeError: it has no BatchNorm any more."""
+        """RuntimeError for mode=True: it has no BatchNorm any more."""
         if mode:
             raise RuntimeError(
                 "a model made by for_inference cannot be trained; train the one it was made from"
@@ -331,18 +341,18 @@ class ServedModel(AlignModel):
         return super().train(False)
 
     def _apply(self, convert, recurse: bool = True) -> ServedModel:
-        """What `to`, `cuda`, `half`, … call. RuntimeError if it would change anything: weights are packed."""
+        """Called by `to`, `cuda`, `half`, …: RuntimeError if it would change anything: weights are packed."""
         after = convert(self.temperature.detach())
         if (after.device, after.dtype) != (self.temperature.device, self.temperature.dtype):
             raise RuntimeError("a model made by for_inference cannot be moved or converted; do so before")
         return self
 
     def save_pretrained(self, directory) -> None:
-        """RuntimeError: no other program would know what was folded."""
+        """RuntimeError: other programs expect the weights before folding."""
         raise RuntimeError("a model made by for_inference cannot be saved; save the one it was made from")
 
     def for_inference(self, dtype: torch.dtype | None = None) -> AlignModel:
-        """Itself; RuntimeError if asked for a dtype, as what was rounded stays rounded."""
+        """Itself. RuntimeError for a dtype: a number that was rounded once stays rounded."""
         if dtype is not None:
             raise RuntimeError("this model was made by for_inference; call it on the original for a dtype")
         return self

@@ -1,7 +1,7 @@
-"""Picture files on their way to the model: found, and read ahead of it.
+"""Picture files on their way to the model: how they are found, and how they are read ahead of it.
 
-While the model works on one batch, threads read, decode and resize the next: Pillow and numpy let go of
-Python's lock while they work, and so does PyTorch.
+While the model works on one batch, threads read, decode and resize the pictures of the next. Threads suffice
+for this, because Pillow, numpy and PyTorch release Python's lock while they work.
 """
 
 from __future__ import annotations
@@ -18,10 +18,11 @@ Item, Result = TypeVar("Item"), TypeVar("Result")
 
 
 def find_in_folder(folder: Path) -> list[Path]:
-    """The pictures in a folder and below it, by their suffix, sorted; what is hidden is passed over.
+    """The pictures in a folder and in all folders below it, sorted. Suffixes tell what a picture is; hidden
+    files and folders are left out.
 
-    Raises FileNotFoundError, or NotADirectoryError, where there is no such folder, and ValueError for one
-    without a picture.
+    Raises FileNotFoundError if there is no such folder, NotADirectoryError if it is a file, and ValueError
+    if it has no picture in it.
 
     >>> find_in_folder(Path("weights/samples"))[0].name
     'apple.png'
@@ -29,7 +30,10 @@ def find_in_folder(folder: Path) -> list[Path]:
     if not folder.is_dir():
         error = NotADirectoryError if folder.exists() else FileNotFoundError
         raise error(f"{folder}: {'not a' if folder.exists() else 'no such'} folder")
-    suffixes = set(Image.registered_extensions()) - {".palm", ".pdf"}  # which Pillow writes, but cannot read
+    suffixes = set(Image.registered_extensions()) - {
+        ".palm",
+        ".pdf",
+    }  # Pillow writes these, but cannot read them
     inside = [
         path
         for path in sorted(folder.rglob("*"))
@@ -43,9 +47,10 @@ def find_in_folder(folder: Path) -> list[Path]:
 
 
 def find_pictures(arguments: Sequence[str]) -> list[tuple[Path, bool]]:
-    """(path, was it named) in the order given; a folder stands for the pictures in it.
+    """A list of (path, named), in the order of the arguments. A folder stands for all pictures in it, for
+    which `named` is False; a file stands for itself.
 
-    Raises as `find_in_folder` does, and FileNotFoundError for a file that is not there.
+    Raises the errors of `find_in_folder`, and FileNotFoundError for a file that does not exist.
 
     >>> [(path.name, named) for path, named in find_pictures(["weights/samples", "setup.cfg"])][-2:]
     [('snowman.png', False), ('setup.cfg', True)]
@@ -64,9 +69,9 @@ def find_pictures(arguments: Sequence[str]) -> list[tuple[Path, bool]]:
 def read_ahead(
     items: Iterable[Item], load: Callable[[Item], Result], ahead: int = 64, threads: int = 2
 ) -> Iterator[tuple[Item, Result | Exception]]:
-    """(item, load(item)) in order, `load` called by threads, which keep at most `ahead` results in store.
+    """Yield (item, load(item)) in order. Threads call `load`, and are at most `ahead` items in front.
 
-    An OSError or ValueError of `load` is given in the result's place; any other error is raised.
+    If `load` raises an OSError or a ValueError, the error takes the result's place; other errors are raised.
 
     >>> [(item, str(result)) for item, result in read_ahead(["8", "x"], int)]
     [('8', '8'), ('x', "invalid literal for int() with base 10: 'x'")]
@@ -88,5 +93,5 @@ def read_ahead(
                 yield take()
         while waiting:
             yield take()
-    finally:  # also when the reader goes away: what is not begun is not wanted
+    finally:  # also if the caller stops early: what has not been started is cancelled
         pool.shutdown(cancel_futures=True)

@@ -1,7 +1,8 @@
-"""What the shared space is good for: finding the right picture or text (ALIGN, sections 5.1 and 7).
+"""Retrieval: find the right picture for a text, or the right text for a picture (ALIGN, sections 5.1 and 7).
 
-Pictures and texts become unit vectors, and the nearest by cosine are the answer. A query may be a text, a
-picture, or a picture with something added or taken away (section 7): embeddings are added like words.
+Pictures and texts become vectors of length 1, and the answers to a query are those with the highest cosine. A
+query can be a text, a picture, or a picture with something added or taken away: section 7 adds and subtracts
+embeddings.
 """
 
 from __future__ import annotations
@@ -28,7 +29,7 @@ from .pictures import read_ahead
 def embed_texts(
     model: AlignModel, processor: AlignProcessor, texts: Sequence[str], batch_size: int = 64
 ) -> Tensor:
-    """M texts → (M, D) on the CPU, L2-normalized. Padded to the longest of a batch, cut at 64 tokens (5).
+    """M texts → (M, D) on the CPU, L2-normalized. Texts are cut at 64 tokens, as in the paper (section 5).
 
     Puts the model in eval mode.
 
@@ -54,11 +55,11 @@ def embed_images(
     images: Iterable[tuple[str, Path | bytes]],
     batch_size: int = 32,
 ) -> Iterator[tuple[str, Tensor | Exception]]:
-    """(name, its image's embedding (D,), L2-normalized, on the CPU), in order; for an image that cannot be
-    read the error instead, which names it. The next images are read while the model works on one batch.
+    """Yield (name, embedding (D,)) for each image, in order; L2-normalized, on the CPU. For an image that
+    cannot be read, the error, which names it, takes the embedding's place.
 
-    `images`: names with files, or files' contents. Puts the model in eval mode. Raises ValueError for
-    images that differ in size once they are processed.
+    `images` are pairs of a name and a file, or a file's content. The next images are read while the model
+    works on a batch. Puts the model in eval mode. Raises ValueError if the processed images differ in size.
 
     >>> model, processor = AlignModel.from_pretrained("emoji"), AlignProcessor.from_pretrained("emoji")
     >>> [(name, embed)] = embed_images(model, processor, [("dog", Path("weights/samples/dog.png"))])
@@ -82,8 +83,10 @@ def embed_images(
 def readable(
     results: Iterable[tuple[str, Tensor | Exception]], named: Container[str] = (), required: bool = True
 ) -> Iterator[tuple[str, Tensor]]:
-    """The embeddings among `embed_images`' results; a warning for each image that could not be read, and
-    their count. Raises the error itself for a name in `named`; ValueError for none at all, if `required`.
+    """Yield the embeddings among the results of `embed_images`. Warn about each image that could not be read.
+
+    The user has `named` some images: an error of one of these is raised. Raises ValueError if no image at
+    all could be read, and one is `required`.
 
     >>> [(name, embed.shape) for name, embed in readable([("dog", torch.zeros(160))])]
     [('dog', torch.Size([160]))]
@@ -105,7 +108,7 @@ def readable(
 
 
 def _embed_pixels(model: AlignModel, pixels: list[Tensor]) -> Tensor | list:
-    """B images (3, H, W) → (B, D), L2-normalized, on the CPU."""
+    """B images, each (3, H, W) → (B, D), L2-normalized, on the CPU."""
     sizes = {tuple(x.shape) for x in pixels}
     if len(sizes) > 1:
         raise ValueError(f"images of several sizes, {' and '.join(map(str, sorted(sizes)))}, once processed")
@@ -124,13 +127,14 @@ def compose(
     minus: Tensor | None = None,
     text_weight: float = 2.0,
 ) -> Tensor:
-    """A query from unit vectors: image + weight · (text − minus), L2-normalized (section 7). (…, D) → (…, D)
+    """A query from vectors of length 1: image + weight · (text − minus), L2-normalized. (…, D) → (…, D)
 
-    The paper's weights are 2 for texts and 1 for the image. Raises ValueError with neither text nor image.
+    The paper's weights are 2 for texts and 1 for the image (section 7). Raises ValueError if both text and
+    image are missing.
 
     >>> x, y = torch.eye(2)
-    >>> compose(text=x, image=y)
-    tensor([0.8944, 0.4472])
+    >>> compose(image=x, text=y)
+    tensor([0.4472, 0.8944])
     """
     if text is None and image is None:
         raise ValueError("a query needs a text or an image")
@@ -139,9 +143,10 @@ def compose(
 
 
 def top_k(queries: Tensor, embeds: Tensor, k: int, block: int = 65_536) -> tuple[Tensor, Tensor]:
-    """The k best of N by inner product, exact, best first; of equals the first: scores and rows, (Q, k) each.
+    """For each query the k embeddings with the largest inner product, best first: scores and rows (Q, k).
 
-    `queries` (Q, D), `embeds` (N, D). No more than Q × block scores in memory.
+    `queries` (Q, D), `embeds` (N, D). The search is exact; of equal scores, the first row wins. At most
+    Q × block scores are in memory.
 
     >>> top_k(torch.tensor([[1.0, 0.0]]), torch.tensor([[0.0, 1], [1, 0], [0.6, 0.8]]), k=2)[1]
     tensor([[1, 2]])
@@ -150,7 +155,7 @@ def top_k(queries: Tensor, embeds: Tensor, k: int, block: int = 65_536) -> tuple
     for start in range(0, len(embeds), block):
         part = queries @ embeds[start : start + block].T  # (Q, block)
         best, order = part.sort(dim=1, descending=True, stable=True)
-        # Those from before stand first, so that the stable sort prefers them where scores are equal.
+        # The best of the earlier blocks stand first, so the stable sort prefers them where scores are equal.
         scores = torch.cat([scores, best[:, :k]], dim=1)  # (Q, up to 2k)
         rows = torch.cat([rows, start + order[:, :k]], dim=1)
         scores, order = scores.sort(dim=1, descending=True, stable=True)
@@ -164,26 +169,29 @@ def top_k(queries: Tensor, embeds: Tensor, k: int, block: int = 65_536) -> tuple
 def count_competitors(
     queries: Tensor, candidates: Tensor, query_image: Tensor, candidate_image: Tensor, block: int
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """For every query's best right candidate: those that score above it, wrong ties, right ties with itself.
+    """Compare the best right candidate of each query with its competitors. Returns three counts (Q,): the
+    candidates that score above it, the wrong ones that score the same, and the right ones that score the
+    same, itself included.
 
-    (Q, D), (C, D), both normalized, (Q,), (C,) → three times (Q,). A candidate is right for a query if both
-    belong to the same image. Never more than block × C scores in memory.
+    `queries` (Q, D) and `candidates` (C, D) are normalized. A candidate is right for a query if both belong
+    to the same image: `query_image` (Q,) and `candidate_image` (C,) are the images' indices. At most
+    block × C scores are in memory.
 
     >>> same, image = torch.ones(3, 1), torch.arange(3)
     >>> count_competitors(same, same, image, image, block=2)  # none above, two wrong ties, itself
     (tensor([0, 0, 0]), tensor([2, 2, 2]), tensor([1, 1, 1]))
     """
-    # Made once: small tensors kept from each block would lie in the holes that its large ones leave, and the
-    # next block's would not fit there any more.
+    # Made before the loop. Small results that are kept from each block would be stored in the memory that its
+    # large tensors have just left, and the next block's large tensors would not fit there any more.
     above, wrong, right_ties = torch.zeros(3, len(queries), dtype=torch.long)
     wide = candidates.double()
     for start in range(0, len(queries), block):
         rows = slice(start, start + block)
-        # Twice the precision and back: a product may sum each column in another order, and candidates of one
-        # embedding must have one score.
+        # Computed in float64, then rounded: a matrix product may sum each column in another order, but
+        # candidates with equal embeddings must get equal scores.
         scores = (queries[rows].double() @ wide.T).to(candidates.dtype)  # (block, C)
         right = query_image[rows, None] == candidate_image  # (block, C)
-        # Taken from the same product as its rivals: another order of summing would break exact ties.
+        # Taken from the same product as its competitors: another order of summing would break exact ties.
         best = scores.masked_fill(~right, -torch.inf).amax(1, keepdim=True)  # (block, 1)
         tied = scores == best
         above[rows] = (scores > best).sum(1)
@@ -193,10 +201,11 @@ def count_competitors(
 
 
 def expected_recall(above: Tensor, wrong: Tensor, right: Tensor, k: int) -> float:
-    """The mean probability that one of `right` is among the first k, were the ties shuffled.
+    """The mean probability that a right candidate is among the first k, if ties were put in random order.
 
-    After the `above`, k − above places are left. Each in turn goes to a wrong tie with the share of the wrong
-    among those still left.
+    Candidates `above` come first, and k − above places are left. Each of these goes to one of the `wrong`
+    ties with a probability of (wrong ties still left) / (all ties still left). The query is a miss if all of
+    them do.
 
     >>> one = torch.tensor([1])
     >>> expected_recall(above=one, wrong=one, right=one, k=1), expected_recall(one, one, one, k=2)
@@ -210,7 +219,7 @@ def expected_recall(above: Tensor, wrong: Tensor, right: Tensor, k: int) -> floa
 
 
 def check_pairs(image_embeds: Tensor, text_embeds: Tensor, text_image: Tensor) -> None:
-    """ValueError unless the embeddings are finite and of one width, and every image has a text.
+    """ValueError unless all embeddings are finite and equally wide, and every image has a text.
 
     >>> check_pairs(torch.eye(2), torch.eye(2), text_image=torch.tensor([0, 0]))
     Traceback (most recent call last):
@@ -242,18 +251,18 @@ def recall_at_k(
     ks: Sequence[int] = (1, 5, 10),
     block: int = 256,
 ) -> dict[str, dict[str, float]]:
-    """How often a right candidate is among the K nearest by cosine, both ways (5.1, table 1).
+    """R@K: how often a right candidate is among the K with the highest cosine, both ways (5.1, table 1).
 
-    `image_embeds` (N, D) and `text_embeds` (M, D), normalized here; `text_image` (M,) is the index of each
-    text's image. To find an image's text is to find any of its texts. → {"image_to_text": {"R@1": …, …},
-    "text_to_image": {…}}, fractions in [0, 1]. Exact; scores in memory at once: block × max(N, M).
+    `image_embeds` (N, D) and `text_embeds` (M, D) are normalized here; `text_image` (M,) is the index of each
+    text's image. An image counts as a hit if any of its texts is found. Returns {"image_to_text":
+    {"R@1": …, …}, "text_to_image": {…}}, fractions in [0, 1]. At most block × max(N, M) scores are in memory.
 
-    Candidates with exactly the same score are taken in random order, and R@K is the expectation over it: a
-    collapsed model, which gives everything one embedding, gets chance (K/N) and neither 1 nor 0, and a text
-    that two images share costs a perfect model half a hit each.
+    Candidates with exactly the same score are taken in random order, and R@K is the expected value. So a
+    collapsed model, which gives everything the same embedding, gets what chance gives (K/N), neither 1 nor 0.
+    If two images share a text, a perfect model loses half a hit for each.
 
-    Raises ValueError for embeddings that are not finite or of two widths, an image without a text, a text
-    whose image is not there, or a K below 1.
+    Raises ValueError for embeddings that are not finite or not equally wide, an image without a text, a text
+    whose image does not exist, or a K below 1.
 
     >>> recall_at_k(torch.eye(4), torch.eye(4).roll(1, 0), torch.arange(4), ks=(1, 4))["text_to_image"]
     {'R@1': 0.0, 'R@4': 1.0}
@@ -261,9 +270,9 @@ def recall_at_k(
     check_pairs(image_embeds, text_embeds, text_image)
     if not all(k >= 1 for k in ks):
         raise ValueError(f"every K must be at least 1, not {min(ks)}")
-    # Half precision would make ties of scores that differ.
+    # In half precision, scores that differ would be rounded to the same number and become ties.
     precision = torch.promote_types(torch.promote_types(image_embeds.dtype, text_embeds.dtype), torch.float32)
-    images = F.normalize(image_embeds.to("cpu", precision), dim=-1)  # float64 is not for every device
+    images = F.normalize(image_embeds.to("cpu", precision), dim=-1)  # not every device has float64
     texts = F.normalize(text_embeds.to("cpu", precision), dim=-1)
     image_of_text, image_of_image = text_image.cpu(), torch.arange(len(images))
     ways = {
@@ -274,11 +283,12 @@ def recall_at_k(
 
 
 def evaluate(model: AlignModel, processor: AlignProcessor, pairs: Iterable, batch_size: int = 64) -> dict:
-    """Retrieval over `pairs`, which have name, image (a path, or bytes) and texts, as those of data.Pairs.
+    """Embed the images and texts of `pairs`, and measure R@1, R@5 and R@10 both ways.
 
-    Pairs of one name are one image with all their texts. Images that cannot be read are left out with a
-    warning. → {"images": N, "texts": M, "image_to_text": {"R@1": …}, "text_to_image": {…}}. Puts the model
-    in eval mode. Raises ValueError if no image can be read.
+    Each pair has a name, an image (a path, or a file's bytes) and texts, as in `training.pairs`. Pairs with
+    the same name are one image with all their texts. Images that cannot be read are left out with a warning.
+    Returns {"images": N, "texts": M, "image_to_text": {"R@1": …}, "text_to_image": {…}}. Puts the model in
+    eval mode. Raises ValueError if no image can be read.
 
     >>> from align_minimal.training.pairs import Pair
     >>> model, processor = AlignModel.from_pretrained("emoji"), AlignProcessor.from_pretrained("emoji")
@@ -286,7 +296,7 @@ def evaluate(model: AlignModel, processor: AlignProcessor, pairs: Iterable, batc
     >>> evaluate(model, processor, pairs)["text_to_image"]
     {'R@1': 1.0, 'R@5': 1.0, 'R@10': 1.0}
     """
-    texts: dict[str, dict[str, None]] = {}  # by image, each text once
+    texts: dict[str, dict[str, None]] = {}  # an image's name → its texts, each once
 
     def each_image_once() -> Iterator[tuple[str, Path | bytes]]:
         for pair in tqdm(pairs, "pictures", unit="", leave=False):
@@ -304,7 +314,7 @@ def evaluate(model: AlignModel, processor: AlignProcessor, pairs: Iterable, batc
 
 
 def print_recall(result: dict) -> None:
-    """What `evaluate` returns, for a person.
+    """Print what `evaluate` returns, for a person.
 
     >>> print_recall({"images": 4, "texts": 8, "image_to_text": {"R@1": 0.5}, "text_to_image": {"R@1": 0.25}})
     4 images, 8 texts

@@ -1,12 +1,13 @@
-"""Search in a folder of pictures (ALIGN, sections 5.1 and 7): each is embedded once, and kept in a cache.
+"""Search in a folder of pictures (ALIGN, sections 5.1 and 7). Each picture is embedded once. The embeddings
+are kept in an index: two files in a cache folder.
 
-    INDEX/embeddings.safetensors    embeddings (N, D) float32, L2-normalized; keys (N, 16), a row's digest
+    INDEX/embeddings.safetensors    embeddings (N, D) float32, L2-normalized; keys (N, 16) uint8, one a row
     INDEX/names.json                the N file names, in the order of the rows; for other programs
 
-A picture's key is made of the image tower, the picture's path in the folder, its size and the time of its
-last change. A row whose key is still there is taken over; what has no row is embedded. So the files need not
-agree with the folder, or be complete, for the result to be right.
-But: two pictures of one path, size and time are taken for the same one.
+A picture's key is a digest of the image tower, and of the picture's path in the folder, its size in bytes and
+the time of its last change. A row is used again if its key is still wanted, and a picture without a row is
+embedded. So the result is right even if the index is incomplete, or was made for another folder or model.
+Leaves out: the picture's content. A picture that changes and keeps path, size and time is not embedded again.
 """
 
 from __future__ import annotations
@@ -27,13 +28,16 @@ from tqdm import tqdm
 
 from ..model import AlignModel
 from ..processor import AlignProcessor
-from ..support.hub import write_atomically
+from ..support.hub import check_own, write_atomically
 from .pictures import find_in_folder
 from .retrieval import compose, embed_images, embed_texts, readable, top_k
 
+EMBEDDINGS, NAMES = "embeddings.safetensors", "names.json"
+MARK = b'"written_by":"align-minimal search"'  # as it stands in the header of embeddings.safetensors
+
 
 def fingerprint(model: AlignModel, processor: AlignProcessor) -> bytes:
-    """A digest of all that decides an image's embedding: the image tower and the image processor.
+    """A digest of everything that an image's embedding depends on: the image tower and the image processor.
 
     >>> model, processor = AlignModel.from_pretrained("emoji"), AlignProcessor.from_pretrained("emoji")
     >>> len(fingerprint(model, processor))
@@ -48,7 +52,7 @@ def fingerprint(model: AlignModel, processor: AlignProcessor) -> bytes:
 
 
 def cache_folder() -> Path:
-    """Where indexes are kept unless told otherwise; $XDG_CACHE_HOME moves it.
+    """The folder in which indexes are kept, unless the user names another; $XDG_CACHE_HOME moves it.
 
     >>> cache_folder().name
     'align_minimal'
@@ -57,16 +61,16 @@ def cache_folder() -> Path:
 
 
 def read_index(folder: Path, width: int) -> tuple[list[bytes], Tensor]:
-    """Keys and embeddings (N, width) of an index; none, with a warning, if it cannot be understood.
+    """Keys and embeddings (N, width) of an index. If it is broken, a warning, and no rows.
 
     >>> read_index(Path("no such folder"), width=160)
     ([], tensor([], size=(0, 160)))
     """
-    path = folder / "embeddings.safetensors"
+    path = folder / EMBEDDINGS
     if not path.exists():
         return [], torch.empty(0, width)
     try:
-        tensors = load_file(path)  # mapped into memory: a row comes from the disk when it is wanted
+        tensors = load_file(path)  # mapped into memory: a row is read from the disk when it is used
         keys, embeds = tensors["keys"], tensors["embeddings"]
         rows = keys.shape[:1]
         if keys.shape != (*rows, 16) or embeds.shape != (*rows, width):
@@ -80,9 +84,21 @@ def read_index(folder: Path, width: int) -> tuple[list[bytes], Tensor]:
     return list(map(bytes, keys.numpy())), embeds
 
 
+def check_index(folder: Path) -> None:
+    """FileExistsError that names the file, unless the index in `folder` was written here, or there is none.
+
+    >>> check_index(Path("no such folder"))
+    """
+    check_own(folder / EMBEDDINGS, MARK)
+    if not (folder / EMBEDDINGS).exists():
+        check_own(folder / NAMES, MARK)  # a plain list has no mark: it is ours where embeddings with one are
+
+
 def write_index(folder: Path, keys: list[bytes], names: list[str], embeds: Tensor) -> None:
-    """Both files, each written whole or not at all. Only embeddings.safetensors is ever read back: it comes
-    last, so that where it is up to date the names are, too.
+    """Write both files, each of them whole or not at all.
+
+    Only embeddings.safetensors is read again. It is written last, so the names are never older than it is. In
+    a new folder it is written first, because its mark shows that the names are ours.
 
     >>> import tempfile
     >>> with tempfile.TemporaryDirectory() as folder:
@@ -94,16 +110,22 @@ def write_index(folder: Path, keys: list[bytes], names: list[str], embeds: Tenso
         "embeddings": embeds.contiguous(),  # (N, D)
         "keys": torch.frombuffer(bytearray(b"".join(keys)), dtype=torch.uint8).view(-1, 16),  # (N, 16)
     }
+    mark = json.loads(b"{%s}" % MARK)
     text = json.dumps(names, indent=0) + "\n"
-    write_atomically(folder / "names.json", lambda temporary: temporary.write_text(text, encoding="utf-8"))
-    write_atomically(folder / "embeddings.safetensors", lambda temporary: save_file(tensors, temporary))
+    writers = {
+        NAMES: lambda temporary: temporary.write_text(text, encoding="utf-8"),
+        EMBEDDINGS: lambda temporary: save_file(tensors, temporary, metadata=mark),
+    }
+    order = (NAMES, EMBEDDINGS) if (folder / EMBEDDINGS).exists() else (EMBEDDINGS, NAMES)
+    for name in order:
+        write_atomically((folder / name).resolve(), writers[name])  # a link leads to the file that is written
 
 
 class ImageIndex:
-    """A folder's pictures and their embeddings, brought up to date when it is made.
+    """The pictures of a folder and their embeddings. Making an ImageIndex brings the index up to date.
 
-    `folder` is searched to the bottom. `index` is the folder of the cache, by default one in `cache_folder()`
-    for each folder and model; it may be deleted at any time. Puts the model in eval mode.
+    All folders inside `folder` are searched, too. `index` is the folder of the index; by default there is one
+    in `cache_folder()` for each folder and model. It may be deleted at any time. Puts the model in eval mode.
 
     >>> import tempfile
     >>> model, processor = AlignModel.from_pretrained("emoji"), AlignProcessor.from_pretrained("emoji")
@@ -113,9 +135,10 @@ class ImageIndex:
     >>> path.name
     'apple.png'
 
-    `paths` are the N pictures, sorted, and `embeds` (N, D) their embeddings; `embedded` counts the new ones.
-    A picture that cannot be read is left out with a warning. Raises FileNotFoundError where there is no
-    folder, ValueError for one without a picture that can be read, OSError for a cache that cannot be written.
+    `paths` are the N pictures, sorted, and `embeds` (N, D) their embeddings; `embedded` is how many are new.
+    A picture that cannot be read is left out with a warning. Raises FileNotFoundError if there is no such
+    folder, ValueError if no picture in it can be read, and OSError if the index cannot be written, or would
+    replace a file of another program.
     """
 
     def __init__(
@@ -128,9 +151,12 @@ class ImageIndex:
         self.folder, self.model, self.processor = Path(folder), model, processor
         self.digest = fingerprint(model, processor)
         self.index = Path(index) if index else self.own_folder()
+        if index:
+            check_index(self.index)
         self.pictures = {self.key(path): path for path in find_in_folder(self.folder)}
         self.keys, self.embeds = read_index(self.index, model.config.projection_dim)
-        self.embedded = 0 if self.keys == list(self.pictures) else self.update()
+        complete = self.keys == list(self.pictures) and (self.index / NAMES).exists()
+        self.embedded = 0 if complete else self.update()
         if not self.keys:
             raise ValueError(f"{self.folder}: no picture here could be read")
         self.paths = [self.pictures[key] for key in self.keys]
@@ -140,14 +166,14 @@ class ImageIndex:
         return cache_folder() / digest[:32]
 
     def key(self, path: Path) -> bytes:
-        """16 bytes that change when the model, the path, the size or the time of the last change does."""
+        """16 bytes that depend on the model and on the picture's path, size and time of last change."""
         stat = path.stat()
         parts = os.fsencode(path.relative_to(self.folder)), b"%d %d" % (stat.st_size, stat.st_mtime_ns)
         return hashlib.sha256(b"\0".join([self.digest, *parts])).digest()[:16]
 
     def update(self) -> int:
-        """Embed what is new, forget what is gone; saved as it goes on. → how many are new."""
-        self.index.mkdir(parents=True, exist_ok=True)  # if it cannot be written, better known now
+        """Embed new pictures, forget those that are gone, and save now and then. Returns how many are new."""
+        self.index.mkdir(parents=True, exist_ok=True)  # an error here, if any, and not after the work
         known = set(self.keys)
         missing = {path: key for key, path in self.pictures.items() if key not in known}
         fresh: dict[bytes, Tensor] = {}
@@ -165,13 +191,18 @@ class ImageIndex:
                     cost = saved - began
         finally:
             self.keys, self.embeds = self.save(fresh)
+        # The next call maps the file, whose rows lie otherwise in memory than new ones, and a product of them
+        # may differ in its last bit. With the file's own rows, every call gives the same scores.
+        keys, embeds = read_index(self.index, self.embeds.shape[1])
+        if keys == self.keys:
+            self.embeds = embeds
         return len(fresh)
 
     def save(self, fresh: dict[bytes, Tensor]) -> tuple[list[bytes], Tensor]:
-        """Write and return the rows that are still wanted, old and fresh, in the order of the pictures."""
+        """Write and return the rows that are still wanted, old and new, in the order of the pictures."""
         row = {key: i for i, key in enumerate([*self.keys, *fresh])}
         keys = [key for key in self.pictures if key in row]
-        if keys == self.keys:
+        if keys == self.keys and (self.index / NAMES).exists():
             return self.keys, self.embeds
         embeds = torch.cat([self.embeds, *(x[None] for x in fresh.values())])[[row[key] for key in keys]]
         names = [str(self.pictures[key].relative_to(self.folder)) for key in keys]
@@ -186,8 +217,8 @@ class ImageIndex:
         minus: str | None = None,
         text_weight: float = 2.0,
     ) -> Tensor:
-        """(Q, D), L2-normalized: a query for each text, with the image and less `minus` where they are given;
-        without texts one for the image. Raises ValueError for an image that cannot be read."""
+        """Queries (Q, D), L2-normalized: one for each text, combined with `image` and `minus` by `compose`;
+        without texts, one for the image. Raises ValueError if the image cannot be read."""
         vectors = embed_texts(self.model, self.processor, [*texts, *([minus] if minus else [])])
         image_embed = None
         if image is not None:
@@ -199,7 +230,7 @@ class ImageIndex:
         return torch.atleast_2d(compose(text_embeds, image_embed, minus_embed, text_weight))
 
     def nearest(self, queries: Tensor, top: int = 10) -> list[list[tuple[float, Path]]]:
-        """For each of Q queries (Q, D) its (cosine, picture), the best first."""
+        """For each of the queries (Q, D) the `top` best as (cosine, picture), best first."""
         scores, rows = top_k(queries, self.embeds, top)
         return [
             [(score, self.paths[row]) for score, row in zip(*pair, strict=True)]
@@ -207,5 +238,5 @@ class ImageIndex:
         ]
 
     def search(self, text: str | None = None, top: int = 10, **more) -> list[tuple[float, Path]]:
-        """The `top` nearest to one query: (cosine, picture), best first; `more`: see `queries`."""
+        """The `top` best for one query as (cosine, picture), best first. For `more`, see `queries`."""
         return self.nearest(self.queries([text] if text else [], **more), top)[0]

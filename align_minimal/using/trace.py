@@ -2,8 +2,8 @@
 
     align-minimal trace weights/samples/apple.png "a red apple"
 
-A layer's parameters and multiply-adds include those of the layers inside it. Counted are the products of
-convolutions, linear layers and attention; the rest (normalisation, activations, pooling) is a per cent or so.
+A layer's parameters and multiply-adds include those of the layers inside it. The products of convolutions,
+linear layers and attention are counted. The rest (normalization, activations, pooling) is about one per cent.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from ..processor import AlignProcessor
 
 @dataclass(frozen=True)
 class Row:
-    """A layer and what came out of it.
+    """One layer: its size, and the shape and statistics of its output.
 
     >>> Row("text_projection", "Linear", (1, 160), 20_640, 20_480, mean=0.0, deviation=1.0).shape
     (1, 160)
@@ -40,7 +40,7 @@ class Row:
 
 
 def multiply_adds(layer: nn.Module, output: Tensor) -> int:
-    """The layer's own, without those of the layers inside it.
+    """The layer's own multiply-adds, without those of the layers inside it.
 
     >>> multiply_adds(nn.Conv2d(8, 16, 3), torch.empty(1, 16, 5, 5)) == 16 * 5 * 5 * 8 * 3 * 3
     True
@@ -56,7 +56,7 @@ def multiply_adds(layer: nn.Module, output: Tensor) -> int:
 
 
 def first_tensor(output) -> Tensor:
-    """What a layer hands on: the tensor itself, or the first of a tuple or of named results.
+    """A layer's main output: the tensor itself, or the first of a tuple or of named outputs.
 
     >>> first_tensor((torch.zeros(1, 3, 8), None)).shape
     torch.Size([1, 3, 8])
@@ -66,7 +66,7 @@ def first_tensor(output) -> Tensor:
 
 @torch.inference_mode()
 def trace(model: AlignModel, batch: dict[str, Tensor]) -> list[Row]:
-    """A row for each layer that took part, in the order of the model's definition, outer before inner.
+    """A row for each layer that was used, in the order of the model's definition; outer layers come first.
 
     >>> model, processor = AlignModel.from_pretrained("emoji"), AlignProcessor.from_pretrained("emoji")
     >>> image = load_image("weights/samples/apple.png")
@@ -98,7 +98,7 @@ def trace(model: AlignModel, batch: dict[str, Tensor]) -> list[Row]:
 
 
 def nested(names: list[str]) -> list[tuple[int, str]]:
-    """How deep each layer lies in the others named, and its name within the one around it.
+    """For each layer: how many of the named layers contain it, and its name inside the innermost of these.
 
     >>> nested(["text_model", "text_model.layers.0", "text_model.layers.0.attention"])
     [(0, 'text_model'), (1, 'layers.0'), (2, 'attention')]
@@ -111,30 +111,18 @@ def nested(names: list[str]) -> list[tuple[int, str]]:
 
 
 def print_trace(rows: list[Row], depth: int | None = None) -> None:
-    """A line a row, indented as the layers are nested; of those nested deeper than `depth`, none.
+    """Print a line for each row, indented as the layers are nested, down to `depth` levels (default: all).
 
     >>> print_trace([Row("text_projection", "Linear", (1, 160), 20_640, 20_480, mean=0.0, deviation=1.0)])
     layer                    output   parameters  mult-adds    mean  deviation
     text_projection  Linear  1 × 160      20,640     20,480  0.0000     1.0000
     """
-    places = nested([row.name for row in rows])
-    shown = [
-        (row, "  " * d + name) for row, (d, name) in zip(rows, places, strict=True) if d < (depth or d + 1)
-    ]
-    header = ("layer", "", "output", "parameters", "mult-adds", "mean", "deviation")
-    lines = [header] + [
-        (
-            *(
-                name,
-                row.kind,
-                " × ".join(map(str, row.shape)),
-                f"{row.parameters:,}",
-                f"{row.multiply_adds:,}",
-            ),
-            *(f"{row.mean:.4f}", f"{row.deviation:.4f}"),
-        )
-        for row, name in shown
-    ]
+    lines = [("layer", "", "output", "parameters", "mult-adds", "mean", "deviation")]
+    for row, (level, name) in zip(rows, nested([row.name for row in rows]), strict=True):
+        if depth is None or level < depth:
+            shape, statistics = " × ".join(map(str, row.shape)), (f"{row.mean:.4f}", f"{row.deviation:.4f}")
+            counts = f"{row.parameters:,}", f"{row.multiply_adds:,}"
+            lines.append(("  " * level + name, row.kind, shape, *counts, *statistics))
     widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
     for line in lines:
         left = (cell.ljust(width) for cell, width in zip(line[:3], widths[:3], strict=True))
@@ -145,7 +133,7 @@ def print_trace(rows: list[Row], depth: int | None = None) -> None:
 def trace_pair(
     model: AlignModel, processor: AlignProcessor, image: Path, text: str, depth: int | None = None
 ) -> None:
-    """Print the trace of a picture and a text, and in the end how near they are.
+    """Print the trace of a picture and a text, and at the end how similar they are.
 
     >>> model, processor = AlignModel.from_pretrained("emoji"), AlignProcessor.from_pretrained("emoji")
     >>> apple = Path("weights/samples/apple.png")

@@ -1,7 +1,8 @@
-"""Zero-shot classification (ALIGN, section 5.2): labels become texts, and an image belongs to the nearest.
+"""Zero-shot classification (ALIGN, section 5.2): each label becomes a text, and an image gets the label whose
+text is nearest.
 
-Several templates ("a photo of a {}", "art of a {}") are averaged in embedding space, which the paper takes
-from CLIP as prompt ensembling: normalize, average, normalize.
+A label can stand in several templates ("a photo of a {}", "art of a {}"). Their embeddings are normalized,
+averaged and normalized again. The paper takes this from CLIP, under the name of prompt ensembling.
 """
 
 from __future__ import annotations
@@ -22,24 +23,28 @@ from ..training.pairs import metadata_file, read_folder
 from .pictures import find_in_folder
 from .retrieval import embed_images, embed_texts, expected_recall, readable
 
-# For `--ensemble`: ways in which people caption a picture of one thing.
+# For `--ensemble`: captions that people write under a picture of one thing.
 TEMPLATES = (
-    *(
-        "{}",
-        "a {}",
-        "the {}",
-        "a picture of a {}",
-        "a photo of a {}",
-        "a photo of the {}",
-        "a good photo of a {}",
-    ),
-    *("a close-up of a {}", "a small {}", "a large {}", "a drawing of a {}", "a painting of a {}"),
-    *("an illustration of a {}", "an icon of a {}", "a {} on a white background"),
+    "{}",
+    "a {}",
+    "the {}",
+    "a picture of a {}",
+    "a photo of a {}",
+    "a photo of the {}",
+    "a good photo of a {}",
+    "a close-up of a {}",
+    "a small {}",
+    "a large {}",
+    "a drawing of a {}",
+    "a painting of a {}",
+    "an illustration of a {}",
+    "an icon of a {}",
+    "a {} on a white background",
 )
 
 
 def check_labels(labels: Sequence[str], templates: Sequence[str]) -> None:
-    """ValueError for no label, an empty label, one that is there twice, or a template without {}.
+    """ValueError if there is no label, an empty label, a label twice, or a template without {}.
 
     >>> check_labels(["dog", "dog"], ["a {}"])
     Traceback (most recent call last):
@@ -62,10 +67,10 @@ def check_labels(labels: Sequence[str], templates: Sequence[str]) -> None:
 
 
 class ZeroShotClassifier:
-    """Labels × templates, embedded once; then images → logits.
+    """Embeds K labels once. Then, called with pictures, it gives each picture a logit for each label.
 
-    `labels` of K strings; `templates` each with `{}` where the label goes (by default the label alone;
-    TEMPLATES is a set to average over). Puts the model in eval mode.
+    Each of the `templates` has `{}` where the label goes. By default the label stands alone; TEMPLATES is a
+    set to average over. Puts the model in eval mode.
 
     >>> model, processor = AlignModel.from_pretrained("emoji"), AlignProcessor.from_pretrained("emoji")
     >>> classifier = ZeroShotClassifier(model, processor, ["dog", "red apple"], ["a picture of a {}"])
@@ -73,7 +78,7 @@ class ZeroShotClassifier:
     >>> classifier.labels[probabilities.argmax()]
     'red apple'
 
-    Raises ValueError for no labels, an empty or a repeated label, or a template without `{}`.
+    Raises the errors of `check_labels`.
     """
 
     def __init__(
@@ -90,15 +95,15 @@ class ZeroShotClassifier:
         self.label_embeds = F.normalize(embeds.mean(dim=1), dim=-1)  # (K, templates, D) → (K, D)
 
     def logits(self, image_embeds: Tensor) -> Tensor:
-        """Cosines over the temperature: (B, D), normalized → (B, K); their softmax is the probabilities."""
-        # Twice the precision and back: a product's columns may be summed in different orders, and labels of
-        # one embedding must have one score.
+        """Cosines over the temperature: (B, D), normalized → (B, K). Their softmax gives probabilities."""
+        # Computed in float64, then rounded: a matrix product may sum each column in another order, but labels
+        # with equal embeddings must get equal scores.
         cosines = image_embeds.double() @ self.label_embeds.double().T
         return (cosines / self.model.temperature.detach().cpu()).float()
 
     @torch.inference_mode()
     def __call__(self, images: Sequence[Image.Image]) -> Tensor:
-        """B pictures → logits (B, K) on the CPU; their softmax is the probabilities."""
+        """B pictures → logits (B, K) on the CPU. Their softmax gives probabilities."""
         batch = self.processor(images=list(images), return_tensors="pt").to(self.model.temperature.device)
         return self.logits(F.normalize(self.model.get_image_features(**batch), dim=-1).cpu())
 
@@ -107,9 +112,10 @@ class ZeroShotClassifier:
 
 
 def read_labels(path: Path) -> dict[str, str]:
-    """A labels file: a label a line, or `class<TAB>label` where folders are called otherwise. class → label.
+    """Read a file of labels into a dictionary from class to label.
 
-    Empty lines are passed over. Raises ValueError naming file and line.
+    A line holds a label; or `class<TAB>label`, if the data set names the class otherwise. Empty lines are
+    left out. Raises ValueError that names file and line.
 
     >>> import tempfile
     >>> with tempfile.TemporaryDirectory() as folder:
@@ -145,10 +151,11 @@ def read_labels(path: Path) -> dict[str, str]:
 
 
 def read_labelled(folder: Path, labels: dict[str, str]) -> list[tuple[Path, str]]:
-    """(picture, label) of a folder with metadata.jsonl or metadata.csv, or with a folder for each class.
+    """The pictures of a folder with their labels. The folder has a metadata.jsonl or metadata.csv, or a
+    subfolder for each class.
 
-    In metadata the class is the column `label`, or else the first `text` that is a class. Raises ValueError
-    naming the picture whose class is not in `labels`.
+    In metadata, the class stands in the column `label`; without this column, it is the first `text` that is a
+    class. Raises ValueError that names a picture whose class is not in `labels`.
 
     >>> import tempfile
     >>> with tempfile.TemporaryDirectory() as folder:
@@ -176,11 +183,12 @@ def read_labelled(folder: Path, labels: dict[str, str]) -> list[tuple[Path, str]
 
 
 def zero_shot_accuracy(classifier: ZeroShotClassifier, pictures: Sequence[tuple[Path, str]]) -> dict:
-    """Of (picture, its label): how often the label is the nearest, or among the nearest five.
+    """How often a picture's label is the nearest one, or among the nearest five. `pictures`: (path, label).
 
-    → {"images": n, "labels": k, "top1": …, "top5": …, "per_class": {label: {"images": …, "top1": …}}},
-    fractions in [0, 1]; equal scores count as if drawn by lot, as in `recall_at_k`. Pictures that cannot be
-    read are left out with a warning. Raises ValueError if none can be read, or for one with two labels.
+    Returns {"images": n, "labels": k, "top1": …, "top5": …, "per_class": {label: {"images": …, "top1": …}}},
+    fractions in [0, 1]. Equal scores count as if put in random order, as in `recall_at_k`. Pictures that
+    cannot be read are left out with a warning. Raises ValueError if no picture can be read, or if one has
+    two labels.
 
     >>> model, processor = AlignModel.from_pretrained("emoji"), AlignProcessor.from_pretrained("emoji")
     >>> pictures = [(Path(f"weights/samples/{name}.png"), name) for name in ("dog", "fish")]
@@ -216,7 +224,7 @@ def zero_shot_accuracy(classifier: ZeroShotClassifier, pictures: Sequence[tuple[
 
 
 def print_accuracy(result: dict) -> None:
-    """What `zero_shot_accuracy` returns, for a person: worst classes first.
+    """Print what `zero_shot_accuracy` returns, for a person; the worst classes come first.
 
     >>> result = {"images": 8, "labels": 9, "top1": 0.5, "top5": 1.0}
     >>> print_accuracy(result | {"per_class": {"dog": {"images": 8, "top1": 0.5}}})

@@ -16,10 +16,11 @@ or all that this file has:
 # ruff: noqa: F401
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
-import torch.nn as nn
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 
 from align_minimal.config import AlignVisionConfig, get_activation
 from align_minimal.efficientnet import BlockSpec
@@ -29,7 +30,7 @@ class BatchNorm(nn.BatchNorm2d):
     """BatchNorm2d that takes `config.batch_norm_momentum` in Keras' sense.
 
     Keras: running ← momentum·running + (1 − momentum)·batch. PyTorch's momentum is the batch's share,
-    hence 1 − momentum. The reference hands 0.99 to PyTorch as it is and so forgets 99% at every step.
+    hence 1 − momentum. Hugging Face hands 0.99 to PyTorch as it is, and so forgets 99% at every step.
 
     >>> round(BatchNorm(8, AlignVisionConfig()).momentum, 3)
     0.01
@@ -50,17 +51,9 @@ class ConvNorm(nn.Module):
     """
 
     def __init__(
-        self,
-        in_channels: int,
-        out_channels: int,
-        kernel_size: int,
-        config: AlignVisionConfig,
-        *,
-        stride: int = 1,
-        groups: int = 1,
-        centered: bool = False,
-        activation=None,
-    ):
+        self, in_channels: int, out_channels: int, kernel_size: int, config: AlignVisionConfig,
+        *, stride: int = 1, groups: int = 1, centered: bool = False, activation: Callable | None = None,
+    ):  # fmt: skip
         raise NotImplementedError
 
     def forward(self, x: Tensor) -> Tensor:
@@ -76,7 +69,7 @@ class SqueezeExcite(nn.Module):
     torch.Size([2, 96, 5, 5])
     """
 
-    def __init__(self, channels: int, squeezed: int, activation):
+    def __init__(self, channels: int, squeezed: int, activation: Callable):
         raise NotImplementedError
 
     def forward(self, x: Tensor) -> Tensor:
@@ -86,8 +79,9 @@ class SqueezeExcite(nn.Module):
 class DropConnect(nn.Module):
     """Zero a whole sample's branch with probability `rate`, in training; scale the others by 1/(1 − rate).
 
-    EfficientNet's code calls this drop connect; it is stochastic depth (Huang et al. 2016), and not the
-    DropConnect (Wan et al. 2013) that drops weights. The reference drops single elements (nn.Dropout).
+    EfficientNet's code calls this drop connect. It is stochastic depth (Huang et al. 2016), not the
+    DropConnect (Wan et al. 2013) that drops weights.
+    Differs from Hugging Face: there single elements are dropped (nn.Dropout).
 
     >>> DropConnect(0.5).eval()(torch.ones(2, 1, 1, 1)).flatten()
     tensor([1., 1.])
@@ -103,7 +97,7 @@ class DropConnect(nn.Module):
 class MBConv(nn.Module):
     """Inverted bottleneck: expand 1×1, depthwise k×k, squeeze-excite, project 1×1, and the residual.
 
-    (B, C_in, H, W) → (B, C_out, H', W'), H' as in ConvNorm. Expansion is absent at ratio 1.
+    (B, C_in, H, W) → (B, C_out, H', W'), H' as in ConvNorm. A block of ratio 1 does not expand.
 
     >>> config = AlignVisionConfig(width_coefficient=1.0)
     >>> MBConv(block_specs(config)[4], config)(torch.zeros(2, 16, 8, 8)).shape

@@ -16,17 +16,17 @@ from __future__ import annotations
 
 import math
 
-import torch.nn as nn
-from torch import Tensor
+from torch import Tensor, nn
 
 from align_minimal.checkpoint import PretrainedModel
 from align_minimal.config import AlignVisionConfig, get_activation
-from align_minimal.efficientnet import BlockSpec, ConvNorm, MBConv, check_pixel_values
+from align_minimal.efficientnet import BlockSpec, ConvNorm, MBConv
+from align_minimal.support.checks import check_pixel_values
 from align_minimal.support.outputs import ModelOutput
 
 
 def round_filters(channels: int, config: AlignVisionConfig) -> int:
-    """Channels scaled by the width coefficient, to a multiple of `depth_divisor`, never down by over 10%.
+    """Channels × width coefficient, to the nearest multiple of `depth_divisor`; never down by more than 10%.
 
     >>> round_filters(320, AlignVisionConfig(width_coefficient=2.0))
     640
@@ -35,7 +35,7 @@ def round_filters(channels: int, config: AlignVisionConfig) -> int:
 
 
 def block_specs(config: AlignVisionConfig) -> list[BlockSpec]:
-    """The stage table, scaled and unrolled into blocks.
+    """Every block of the network: the stage table with its channels and repeats scaled, row after row.
 
     >>> specs = block_specs(AlignVisionConfig())
     >>> len(specs), specs[0].in_channels, specs[-1].out_channels
@@ -66,10 +66,8 @@ class AlignVisionModel(PretrainedModel):
         raise NotImplementedError
 
     def forward(
-        self,
-        pixel_values: Tensor | None = None,
-        output_hidden_states: bool | None = None,
-        return_dict: bool | None = None,
-    ) -> ModelOutput | tuple:
+        self, pixel_values: Tensor | None = None,
+        output_hidden_states: bool | None = None, return_dict: bool | None = None,
+    ) -> ModelOutput | tuple:  # fmt: skip
         """hidden_states, where asked for, are the stem's output and every block's."""
         raise NotImplementedError

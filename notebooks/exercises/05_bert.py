@@ -21,19 +21,19 @@ from __future__ import annotations
 import math
 
 import torch
-import torch.nn as nn
-from torch import Tensor
+from torch import Tensor, nn
 
-from align_minimal.bert import check_text
 from align_minimal.checkpoint import PretrainedModel
 from align_minimal.config import AlignTextConfig, get_activation
+from align_minimal.support.checks import check_head_mask, check_text
 from align_minimal.support.outputs import ModelOutput
 
 
 class BertEmbeddings(nn.Module):
     """Word + token type (+ absolute position), normalized. ids (B, T), or vectors (B, T, H) → (B, T, H).
 
-    The position is the index in the row: padding counts. With relative positions none is added here.
+    A token's position is its index in the row, where padding counts too. Relative positions are not added
+    here: they enter in SelfAttention.
 
     >>> config = AlignTextConfig(vocab_size=9, hidden_size=8, num_attention_heads=2)
     >>> BertEmbeddings(config)(torch.tensor([[2, 5, 3]])).shape
@@ -44,22 +44,20 @@ class BertEmbeddings(nn.Module):
         raise NotImplementedError
 
     def forward(
-        self,
-        input_ids: Tensor | None = None,
-        token_type_ids: Tensor | None = None,
-        position_ids: Tensor | None = None,
-        inputs_embeds: Tensor | None = None,
-    ) -> Tensor:
+        self, input_ids: Tensor | None = None, token_type_ids: Tensor | None = None,
+        position_ids: Tensor | None = None, inputs_embeds: Tensor | None = None,
+    ) -> Tensor:  # fmt: skip
         raise NotImplementedError
 
 
 class SelfAttention(nn.Module):
     """Multi-head attention, and the projection of its result. (B, T, H) → (B, T, H), weights (B, N, T, T).
 
-        softmax(q·kᵀ/√D + mask)·v, with (relative_key) q·E[l−r], and (relative_key_query) k·E[l−r] beside q·kᵀ
-        (Shaw et al. 2018; Huang et al. 2020)
+        softmax(q·kᵀ/√D + mask)·v
 
-    `mask` (B, 1, 1 or T, T) is added to the scores; `head_mask` multiplies the weights after dropout.
+    Relative positions add q·E[l−r] to q·kᵀ (relative_key, Shaw et al. 2018), or q·E[l−r] + k·E[l−r]
+    (relative_key_query, Huang et al. 2020). `mask` (B, 1, 1 or T, T) is added to the scores; `head_mask`
+    multiplies the weights after dropout.
 
     >>> config = AlignTextConfig(hidden_size=8, num_attention_heads=2)
     >>> output, weights = SelfAttention(config)(torch.zeros(1, 3, 8))
@@ -76,12 +74,12 @@ class SelfAttention(nn.Module):
         raise NotImplementedError
 
     def relative_scores(self, q: Tensor, k: Tensor) -> Tensor:
-        """What the distance l − r from query l to key r adds to their score. (B, N, T, T)"""
+        """What the distance l − r from key r to query l adds to their score. → (B, N, T, T)"""
         raise NotImplementedError
 
 
 class FeedForward(nn.Module):
-    """Two linear layers with the activation between, on each token alone. (B, T, H) → (B, T, H).
+    """Two linear layers with the activation between them, on each token alone. (B, T, H) → (B, T, H).
 
     >>> config = AlignTextConfig(hidden_size=8, num_attention_heads=2, intermediate_size=32)
     >>> FeedForward(config)(torch.zeros(1, 3, 8)).shape
@@ -113,9 +111,10 @@ class BertLayer(nn.Module):
 
 
 def additive_mask(attention_mask: Tensor, dtype: torch.dtype) -> Tensor:
-    """1 = attend, 0 = not, as numbers to add to the scores. (B, T) → (B, 1, 1, T); (B, T, T) → (B, 1, T, T).
+    """Turn a mask of 1 (attend) and 0 (do not) into a term that is added to the scores.
 
-    The smallest finite number, not −inf: a row that is masked throughout attends evenly rather than to NaN.
+    (B, T) → (B, 1, 1, T), (B, T, T) → (B, 1, T, T): 0, or the most negative float. It is not −inf, because a
+    row that is masked throughout would become NaN; so it attends evenly.
 
     >>> additive_mask(torch.tensor([[1, 0]]), torch.float32).shape
     torch.Size([1, 1, 1, 2])
@@ -124,7 +123,7 @@ def additive_mask(attention_mask: Tensor, dtype: torch.dtype) -> Tensor:
 
 
 def layer_head_masks(head_mask: Tensor | None, config: AlignTextConfig) -> list[Tensor | None]:
-    """One mask (1, N, 1, 1) a layer, from (N,) for all layers alike or (layers, N); 1 keeps a head.
+    """One mask (1, N, 1, 1) for each layer, from (N,) for all layers alike or (layers, N); 1 keeps a head.
 
     >>> layer_head_masks(torch.ones(12), AlignTextConfig())[0].shape
     torch.Size([1, 12, 1, 1])
@@ -135,7 +134,7 @@ def layer_head_masks(head_mask: Tensor | None, config: AlignTextConfig) -> list[
 class AlignTextModel(PretrainedModel):
     """The text tower. ids (B, T) → last_hidden_state (B, T, H), pooler_output (B, H).
 
-    The pooler is BERT's tanh layer on [CLS]. ALIGN does not use it: it takes last_hidden_state[:, 0].
+    The pooler is BERT's tanh layer on [CLS]. ALIGN does not use it: it takes last_hidden_state[:, 0] itself.
 
     >>> config = AlignTextConfig(vocab_size=9, hidden_size=8, num_attention_heads=2, num_hidden_layers=1)
     >>> AlignTextModel(config)(torch.tensor([[2, 5, 3]])).last_hidden_state.shape
@@ -153,17 +152,12 @@ class AlignTextModel(PretrainedModel):
         raise NotImplementedError
 
     def forward(
-        self,
-        input_ids: Tensor | None = None,
-        attention_mask: Tensor | None = None,
-        token_type_ids: Tensor | None = None,
-        position_ids: Tensor | None = None,
-        head_mask: Tensor | None = None,
-        inputs_embeds: Tensor | None = None,
-        output_attentions: bool | None = None,
-        output_hidden_states: bool | None = None,
+        self, input_ids: Tensor | None = None, attention_mask: Tensor | None = None,
+        token_type_ids: Tensor | None = None, position_ids: Tensor | None = None,
+        head_mask: Tensor | None = None, inputs_embeds: Tensor | None = None,
+        output_attentions: bool | None = None, output_hidden_states: bool | None = None,
         return_dict: bool | None = None,
-    ) -> ModelOutput | tuple:
+    ) -> ModelOutput | tuple:  # fmt: skip
         """attention_mask: (B, T) or (B, T, T), 1 = attend. head_mask: (N,) or (layers, N), 1 = keep.
 
         hidden_states, where asked for, are the embeddings and every layer's output; attentions, every

@@ -16,6 +16,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from align_minimal.support.checks import check_pairs
+
 
 def contrastive_loss(
     text_embeds: Tensor,
@@ -32,12 +34,14 @@ def contrastive_loss(
         (1)  L_i2t = −1/B Σ_i log[ exp(x_i·y_i/σ) / Σ_j exp(x_i·y_j/σ) ]
         (2)  L_t2i = −1/B Σ_i log[ exp(y_i·x_i/σ) / Σ_j exp(y_i·x_j/σ) ]
 
-    The paper sums the two; as in the reference this is their mean, half of the paper's. σ divides, is shared,
-    and has no clamp. Label smoothing ε moves ε/B of the target to every text, so the loss cannot reach 0.
+    The paper sums the two. Hugging Face takes their mean, half of the paper's, and so does this function.
+    σ divides, is the same in both directions, and is not clamped. Label smoothing ε gives each of the B texts
+    ε/B of the target, so the loss cannot reach 0.
 
-    tile: never more than a tile × B block of logits in memory. distributed: negatives from every rank of the
-    default process group; each gets the loss of all pairs, and the mean of the ranks' gradients is its
-    gradient. Both are large_batch.py's; the numbers are those of the lines below.
+    tile: never more than a tile × B block of logits is in memory. distributed: the negatives come from every
+    rank of the default process group; each rank gets the loss of all pairs, and averaging the ranks'
+    gradients gives the gradient of the full batch. Both are in training/large_batch.py, with the same numbers
+    as the lines below.
 
     Raises ValueError if shapes differ, label_smoothing is outside [0, 1], temperature is not above 0 or tile
     is below 1; RuntimeError if distributed and there is no process group.

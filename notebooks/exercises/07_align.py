@@ -13,14 +13,14 @@ or all that this file has:
 from __future__ import annotations
 
 import torch
-import torch.nn as nn
-from torch import Tensor
+from torch import Tensor, nn
 
 from align_minimal.bert import AlignTextModel
 from align_minimal.checkpoint import PretrainedModel
 from align_minimal.config import AlignConfig
 from align_minimal.contrastive import contrastive_loss
 from align_minimal.efficientnet import AlignVisionModel, round_filters
+from align_minimal.support.checks import check_width
 from align_minimal.support.outputs import ModelOutput
 
 
@@ -40,47 +40,38 @@ class AlignModel(PretrainedModel):
     def __init__(self, config: AlignConfig):
         raise NotImplementedError
 
+    def project_text(self, text: ModelOutput) -> Tensor:
+        """The text tower's output as embeddings, not normalized: [CLS] projected. (B, T, H) → (B, D)"""
+        raise NotImplementedError
+
     def get_text_features(
-        self,
-        input_ids: Tensor | None = None,
-        attention_mask: Tensor | None = None,
-        token_type_ids: Tensor | None = None,
-        position_ids: Tensor | None = None,
-        head_mask: Tensor | None = None,
-        inputs_embeds: Tensor | None = None,
-        output_attentions: bool | None = None,
-        output_hidden_states: bool | None = None,
+        self, input_ids: Tensor | None = None, attention_mask: Tensor | None = None,
+        token_type_ids: Tensor | None = None, position_ids: Tensor | None = None,
+        head_mask: Tensor | None = None, inputs_embeds: Tensor | None = None,
+        output_attentions: bool | None = None, output_hidden_states: bool | None = None,
         return_dict: bool | None = None,
-    ) -> Tensor:
-        """The texts' embeddings, (B, D), not normalized: [CLS] projected. Arguments as AlignTextModel's.
+    ) -> Tensor:  # fmt: skip
+        """The texts' embeddings, (B, D), not normalized. The arguments are AlignTextModel's.
 
         The last three change nothing here; they stand in the documented signature.
         """
         raise NotImplementedError
 
     def get_image_features(
-        self,
-        pixel_values: Tensor | None = None,
-        output_hidden_states: bool | None = None,
-        return_dict: bool | None = None,
-    ) -> Tensor:
+        self, pixel_values: Tensor | None = None,
+        output_hidden_states: bool | None = None, return_dict: bool | None = None,
+    ) -> Tensor:  # fmt: skip
         """The images' embeddings, (B, D), not normalized. The last two arguments change nothing here."""
         raise NotImplementedError
 
     def forward(
-        self,
-        input_ids: Tensor | None = None,
-        pixel_values: Tensor | None = None,
-        attention_mask: Tensor | None = None,
-        token_type_ids: Tensor | None = None,
-        position_ids: Tensor | None = None,
-        head_mask: Tensor | None = None,
-        inputs_embeds: Tensor | None = None,
-        return_loss: bool | None = None,
-        output_attentions: bool | None = None,
-        output_hidden_states: bool | None = None,
+        self, input_ids: Tensor | None = None, pixel_values: Tensor | None = None,
+        attention_mask: Tensor | None = None, token_type_ids: Tensor | None = None,
+        position_ids: Tensor | None = None, head_mask: Tensor | None = None,
+        inputs_embeds: Tensor | None = None, return_loss: bool | None = None,
+        output_attentions: bool | None = None, output_hidden_states: bool | None = None,
         return_dict: bool | None = None,
-    ) -> ModelOutput | tuple:
+    ) -> ModelOutput | tuple:  # fmt: skip
         """Compare every text (B_t, T) with every image (B_i, 3, H, W).
 
         → logits_per_image (B_i, B_t), logits_per_text, text_embeds (B_t, D) and image_embeds (B_i, D), both

@@ -29,21 +29,27 @@ or all that this file has:
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 
 import torch
-import torch.nn as nn
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 
-from align_minimal.bert import check_text
 from align_minimal.checkpoint import PretrainedModel
 from align_minimal.config import AlignConfig, AlignTextConfig, AlignVisionConfig, get_activation
-from align_minimal.efficientnet import BlockSpec, check_pixel_values
+from align_minimal.efficientnet import BlockSpec
+from align_minimal.support.checks import (
+    check_head_mask,
+    check_pairs,
+    check_pixel_values,
+    check_text,
+    check_width,
+)
 from align_minimal.support.outputs import ModelOutput
 
 
 def round_filters(channels: int, config: AlignVisionConfig) -> int:
-    """Channels scaled by the width coefficient, to a multiple of `depth_divisor`, never down by over 10%.
+    """Channels × width coefficient, to the nearest multiple of `depth_divisor`; never down by more than 10%.
 
     >>> round_filters(320, AlignVisionConfig(width_coefficient=2.0))
     640
@@ -52,7 +58,7 @@ def round_filters(channels: int, config: AlignVisionConfig) -> int:
 
 
 def block_specs(config: AlignVisionConfig) -> list[BlockSpec]:
-    """The stage table, scaled and unrolled into blocks.
+    """Every block of the network: the stage table with its channels and repeats scaled, row after row.
 
     >>> specs = block_specs(AlignVisionConfig())
     >>> len(specs), specs[0].in_channels, specs[-1].out_channels
@@ -65,7 +71,7 @@ class BatchNorm(nn.BatchNorm2d):
     """BatchNorm2d that takes `config.batch_norm_momentum` in Keras' sense.
 
     Keras: running ← momentum·running + (1 − momentum)·batch. PyTorch's momentum is the batch's share,
-    hence 1 − momentum. The reference hands 0.99 to PyTorch as it is and so forgets 99% at every step.
+    hence 1 − momentum. Hugging Face hands 0.99 to PyTorch as it is, and so forgets 99% at every step.
 
     >>> round(BatchNorm(8, AlignVisionConfig()).momentum, 3)
     0.01
@@ -86,17 +92,9 @@ class ConvNorm(nn.Module):
     """
 
     def __init__(
-        self,
-        in_channels: int,
-        out_channels: int,
-        kernel_size: int,
-        config: AlignVisionConfig,
-        *,
-        stride: int = 1,
-        groups: int = 1,
-        centered: bool = False,
-        activation=None,
-    ):
+        self, in_channels: int, out_channels: int, kernel_size: int, config: AlignVisionConfig,
+        *, stride: int = 1, groups: int = 1, centered: bool = False, activation: Callable | None = None,
+    ):  # fmt: skip
         raise NotImplementedError
 
     def forward(self, x: Tensor) -> Tensor:
@@ -112,7 +110,7 @@ class SqueezeExcite(nn.Module):
     torch.Size([2, 96, 5, 5])
     """
 
-    def __init__(self, channels: int, squeezed: int, activation):
+    def __init__(self, channels: int, squeezed: int, activation: Callable):
         raise NotImplementedError
 
     def forward(self, x: Tensor) -> Tensor:
@@ -122,8 +120,9 @@ class SqueezeExcite(nn.Module):
 class DropConnect(nn.Module):
     """Zero a whole sample's branch with probability `rate`, in training; scale the others by 1/(1 − rate).
 
-    EfficientNet's code calls this drop connect; it is stochastic depth (Huang et al. 2016), and not the
-    DropConnect (Wan et al. 2013) that drops weights. The reference drops single elements (nn.Dropout).
+    EfficientNet's code calls this drop connect. It is stochastic depth (Huang et al. 2016), not the
+    DropConnect (Wan et al. 2013) that drops weights.
+    Differs from Hugging Face: there single elements are dropped (nn.Dropout).
 
     >>> DropConnect(0.5).eval()(torch.ones(2, 1, 1, 1)).flatten()
     tensor([1., 1.])
@@ -139,7 +138,7 @@ class DropConnect(nn.Module):
 class MBConv(nn.Module):
     """Inverted bottleneck: expand 1×1, depthwise k×k, squeeze-excite, project 1×1, and the residual.
 
-    (B, C_in, H, W) → (B, C_out, H', W'), H' as in ConvNorm. Expansion is absent at ratio 1.
+    (B, C_in, H, W) → (B, C_out, H', W'), H' as in ConvNorm. A block of ratio 1 does not expand.
 
     >>> config = AlignVisionConfig(width_coefficient=1.0)
     >>> MBConv(block_specs(config)[4], config)(torch.zeros(2, 16, 8, 8)).shape
@@ -175,11 +174,9 @@ class AlignVisionModel(PretrainedModel):
         raise NotImplementedError
 
     def forward(
-        self,
-        pixel_values: Tensor | None = None,
-        output_hidden_states: bool | None = None,
-        return_dict: bool | None = None,
-    ) -> ModelOutput | tuple:
+        self, pixel_values: Tensor | None = None,
+        output_hidden_states: bool | None = None, return_dict: bool | None = None,
+    ) -> ModelOutput | tuple:  # fmt: skip
         """hidden_states, where asked for, are the stem's output and every block's."""
         raise NotImplementedError
 
@@ -187,7 +184,8 @@ class AlignVisionModel(PretrainedModel):
 class BertEmbeddings(nn.Module):
     """Word + token type (+ absolute position), normalized. ids (B, T), or vectors (B, T, H) → (B, T, H).
 
-    The position is the index in the row: padding counts. With relative positions none is added here.
+    A token's position is its index in the row, where padding counts too. Relative positions are not added
+    here: they enter in SelfAttention.
 
     >>> config = AlignTextConfig(vocab_size=9, hidden_size=8, num_attention_heads=2)
     >>> BertEmbeddings(config)(torch.tensor([[2, 5, 3]])).shape
@@ -198,22 +196,20 @@ class BertEmbeddings(nn.Module):
         raise NotImplementedError
 
     def forward(
-        self,
-        input_ids: Tensor | None = None,
-        token_type_ids: Tensor | None = None,
-        position_ids: Tensor | None = None,
-        inputs_embeds: Tensor | None = None,
-    ) -> Tensor:
+        self, input_ids: Tensor | None = None, token_type_ids: Tensor | None = None,
+        position_ids: Tensor | None = None, inputs_embeds: Tensor | None = None,
+    ) -> Tensor:  # fmt: skip
         raise NotImplementedError
 
 
 class SelfAttention(nn.Module):
     """Multi-head attention, and the projection of its result. (B, T, H) → (B, T, H), weights (B, N, T, T).
 
-        softmax(q·kᵀ/√D + mask)·v, with (relative_key) q·E[l−r], and (relative_key_query) k·E[l−r] beside q·kᵀ
-        (Shaw et al. 2018; Huang et al. 2020)
+        softmax(q·kᵀ/√D + mask)·v
 
-    `mask` (B, 1, 1 or T, T) is added to the scores; `head_mask` multiplies the weights after dropout.
+    Relative positions add q·E[l−r] to q·kᵀ (relative_key, Shaw et al. 2018), or q·E[l−r] + k·E[l−r]
+    (relative_key_query, Huang et al. 2020). `mask` (B, 1, 1 or T, T) is added to the scores; `head_mask`
+    multiplies the weights after dropout.
 
     >>> config = AlignTextConfig(hidden_size=8, num_attention_heads=2)
     >>> output, weights = SelfAttention(config)(torch.zeros(1, 3, 8))
@@ -230,12 +226,12 @@ class SelfAttention(nn.Module):
         raise NotImplementedError
 
     def relative_scores(self, q: Tensor, k: Tensor) -> Tensor:
-        """What the distance l − r from query l to key r adds to their score. (B, N, T, T)"""
+        """What the distance l − r from key r to query l adds to their score. → (B, N, T, T)"""
         raise NotImplementedError
 
 
 class FeedForward(nn.Module):
-    """Two linear layers with the activation between, on each token alone. (B, T, H) → (B, T, H).
+    """Two linear layers with the activation between them, on each token alone. (B, T, H) → (B, T, H).
 
     >>> config = AlignTextConfig(hidden_size=8, num_attention_heads=2, intermediate_size=32)
     >>> FeedForward(config)(torch.zeros(1, 3, 8)).shape
@@ -267,9 +263,10 @@ class BertLayer(nn.Module):
 
 
 def additive_mask(attention_mask: Tensor, dtype: torch.dtype) -> Tensor:
-    """1 = attend, 0 = not, as numbers to add to the scores. (B, T) → (B, 1, 1, T); (B, T, T) → (B, 1, T, T).
+    """Turn a mask of 1 (attend) and 0 (do not) into a term that is added to the scores.
 
-    The smallest finite number, not −inf: a row that is masked throughout attends evenly rather than to NaN.
+    (B, T) → (B, 1, 1, T), (B, T, T) → (B, 1, T, T): 0, or the most negative float. It is not −inf, because a
+    row that is masked throughout would become NaN; so it attends evenly.
 
     >>> additive_mask(torch.tensor([[1, 0]]), torch.float32).shape
     torch.Size([1, 1, 1, 2])
@@ -278,7 +275,7 @@ def additive_mask(attention_mask: Tensor, dtype: torch.dtype) -> Tensor:
 
 
 def layer_head_masks(head_mask: Tensor | None, config: AlignTextConfig) -> list[Tensor | None]:
-    """One mask (1, N, 1, 1) a layer, from (N,) for all layers alike or (layers, N); 1 keeps a head.
+    """One mask (1, N, 1, 1) for each layer, from (N,) for all layers alike or (layers, N); 1 keeps a head.
 
     >>> layer_head_masks(torch.ones(12), AlignTextConfig())[0].shape
     torch.Size([1, 12, 1, 1])
@@ -289,7 +286,7 @@ def layer_head_masks(head_mask: Tensor | None, config: AlignTextConfig) -> list[
 class AlignTextModel(PretrainedModel):
     """The text tower. ids (B, T) → last_hidden_state (B, T, H), pooler_output (B, H).
 
-    The pooler is BERT's tanh layer on [CLS]. ALIGN does not use it: it takes last_hidden_state[:, 0].
+    The pooler is BERT's tanh layer on [CLS]. ALIGN does not use it: it takes last_hidden_state[:, 0] itself.
 
     >>> config = AlignTextConfig(vocab_size=9, hidden_size=8, num_attention_heads=2, num_hidden_layers=1)
     >>> AlignTextModel(config)(torch.tensor([[2, 5, 3]])).last_hidden_state.shape
@@ -307,17 +304,12 @@ class AlignTextModel(PretrainedModel):
         raise NotImplementedError
 
     def forward(
-        self,
-        input_ids: Tensor | None = None,
-        attention_mask: Tensor | None = None,
-        token_type_ids: Tensor | None = None,
-        position_ids: Tensor | None = None,
-        head_mask: Tensor | None = None,
-        inputs_embeds: Tensor | None = None,
-        output_attentions: bool | None = None,
-        output_hidden_states: bool | None = None,
+        self, input_ids: Tensor | None = None, attention_mask: Tensor | None = None,
+        token_type_ids: Tensor | None = None, position_ids: Tensor | None = None,
+        head_mask: Tensor | None = None, inputs_embeds: Tensor | None = None,
+        output_attentions: bool | None = None, output_hidden_states: bool | None = None,
         return_dict: bool | None = None,
-    ) -> ModelOutput | tuple:
+    ) -> ModelOutput | tuple:  # fmt: skip
         """attention_mask: (B, T) or (B, T, T), 1 = attend. head_mask: (N,) or (layers, N), 1 = keep.
 
         hidden_states, where asked for, are the embeddings and every layer's output; attentions, every
@@ -341,12 +333,14 @@ def contrastive_loss(
         (1)  L_i2t = −1/B Σ_i log[ exp(x_i·y_i/σ) / Σ_j exp(x_i·y_j/σ) ]
         (2)  L_t2i = −1/B Σ_i log[ exp(y_i·x_i/σ) / Σ_j exp(y_i·x_j/σ) ]
 
-    The paper sums the two; as in the reference this is their mean, half of the paper's. σ divides, is shared,
-    and has no clamp. Label smoothing ε moves ε/B of the target to every text, so the loss cannot reach 0.
+    The paper sums the two. Hugging Face takes their mean, half of the paper's, and so does this function.
+    σ divides, is the same in both directions, and is not clamped. Label smoothing ε gives each of the B texts
+    ε/B of the target, so the loss cannot reach 0.
 
-    tile: never more than a tile × B block of logits in memory. distributed: negatives from every rank of the
-    default process group; each gets the loss of all pairs, and the mean of the ranks' gradients is its
-    gradient. Both are large_batch.py's; the numbers are those of the lines below.
+    tile: never more than a tile × B block of logits is in memory. distributed: the negatives come from every
+    rank of the default process group; each rank gets the loss of all pairs, and averaging the ranks'
+    gradients gives the gradient of the full batch. Both are in training/large_batch.py, with the same numbers
+    as the lines below.
 
     Raises ValueError if shapes differ, label_smoothing is outside [0, 1], temperature is not above 0 or tile
     is below 1; RuntimeError if distributed and there is no process group.
@@ -374,47 +368,38 @@ class AlignModel(PretrainedModel):
     def __init__(self, config: AlignConfig):
         raise NotImplementedError
 
+    def project_text(self, text: ModelOutput) -> Tensor:
+        """The text tower's output as embeddings, not normalized: [CLS] projected. (B, T, H) → (B, D)"""
+        raise NotImplementedError
+
     def get_text_features(
-        self,
-        input_ids: Tensor | None = None,
-        attention_mask: Tensor | None = None,
-        token_type_ids: Tensor | None = None,
-        position_ids: Tensor | None = None,
-        head_mask: Tensor | None = None,
-        inputs_embeds: Tensor | None = None,
-        output_attentions: bool | None = None,
-        output_hidden_states: bool | None = None,
+        self, input_ids: Tensor | None = None, attention_mask: Tensor | None = None,
+        token_type_ids: Tensor | None = None, position_ids: Tensor | None = None,
+        head_mask: Tensor | None = None, inputs_embeds: Tensor | None = None,
+        output_attentions: bool | None = None, output_hidden_states: bool | None = None,
         return_dict: bool | None = None,
-    ) -> Tensor:
-        """The texts' embeddings, (B, D), not normalized: [CLS] projected. Arguments as AlignTextModel's.
+    ) -> Tensor:  # fmt: skip
+        """The texts' embeddings, (B, D), not normalized. The arguments are AlignTextModel's.
 
         The last three change nothing here; they stand in the documented signature.
         """
         raise NotImplementedError
 
     def get_image_features(
-        self,
-        pixel_values: Tensor | None = None,
-        output_hidden_states: bool | None = None,
-        return_dict: bool | None = None,
-    ) -> Tensor:
+        self, pixel_values: Tensor | None = None,
+        output_hidden_states: bool | None = None, return_dict: bool | None = None,
+    ) -> Tensor:  # fmt: skip
         """The images' embeddings, (B, D), not normalized. The last two arguments change nothing here."""
         raise NotImplementedError
 
     def forward(
-        self,
-        input_ids: Tensor | None = None,
-        pixel_values: Tensor | None = None,
-        attention_mask: Tensor | None = None,
-        token_type_ids: Tensor | None = None,
-        position_ids: Tensor | None = None,
-        head_mask: Tensor | None = None,
-        inputs_embeds: Tensor | None = None,
-        return_loss: bool | None = None,
-        output_attentions: bool | None = None,
-        output_hidden_states: bool | None = None,
+        self, input_ids: Tensor | None = None, pixel_values: Tensor | None = None,
+        attention_mask: Tensor | None = None, token_type_ids: Tensor | None = None,
+        position_ids: Tensor | None = None, head_mask: Tensor | None = None,
+        inputs_embeds: Tensor | None = None, return_loss: bool | None = None,
+        output_attentions: bool | None = None, output_hidden_states: bool | None = None,
         return_dict: bool | None = None,
-    ) -> ModelOutput | tuple:
+    ) -> ModelOutput | tuple:  # fmt: skip
         """Compare every text (B_t, T) with every image (B_i, 3, H, W).
 
         → logits_per_image (B_i, B_t), logits_per_text, text_embeds (B_t, D) and image_embeds (B_i, D), both

@@ -54,7 +54,7 @@ def test_pixels_equal_the_reference_s_bit_for_bit(case):
 
 def test_pixels_equal_the_live_reference_s_for_generated_pictures_and_options():
     pytest.importorskip("transformers", reason="the live reference needs transformers")
-    from tests.reference.pixel_parity import OPTIONS, check_agrees, packages, pictures
+    from tests.reference.pictures import OPTIONS, check_agrees, packages, pictures
 
     @settings(max_examples=40, deadline=None, derandomize=True)
     @given(pictures(), packages(), OPTIONS, st.booleans())
@@ -374,7 +374,7 @@ def test_files_old_and_new_are_read(tmp_path, filename, content, size):
 
 def test_transformers_reads_what_is_saved_here_and_the_reverse(tmp_path):
     pytest.importorskip("transformers", reason="the live reference needs transformers")
-    from tests.reference.pixel_parity import Reference
+    from tests.reference.pictures import Reference
 
     options = dict(size=dict(height=7, width=9), resample=3, image_mean=[0.1, 0.2, 0.3], include_top=False)
     ours = EfficientNetImageProcessor(**options)

@@ -20,6 +20,7 @@ import os
 import shutil
 import sys
 import tempfile
+import traceback
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
@@ -52,8 +53,8 @@ def prove(tests: Sequence[str], mutation: Mutation | None = None) -> tuple[int, 
             shutil.copytree(ROOT / name, name, ignore=shutil.ignore_patterns("__pycache__"))
         shutil.copy(ROOT / "setup.cfg", ".")
         if mutation is not None:
-            file = Path("align_minimal", mutation.file)
-            file.write_text(mutate(mutation, file.parent)[1], encoding="utf-8")
+            package = Path("align_minimal")
+            (package / mutation.file).write_text(mutate(mutation, package)[1], encoding="utf-8")
         for name in [n for n in sys.modules if n.split(".")[0] in ("align_minimal", "tests")]:
             del sys.modules[name]
         sys.path.insert(0, folder)  # before the installed package
@@ -85,7 +86,11 @@ def show_one(mutation: Mutation) -> int:
 
 def prove_and_exit(tests: Sequence[str], mutation: Mutation | None) -> None:
     """`prove`, as a process of its own: its exit status is pytest's."""
-    status, output = prove(tests, mutation)
+    try:
+        status, output = prove(tests, mutation)
+    except Exception:  # Python's own exit status for it would be 1, which is pytest's for a red test
+        traceback.print_exc()
+        sys.exit(pytest.ExitCode.INTERNAL_ERROR)
     if mutation is None and status != GREEN:
         print(output)
     sys.exit(status)

@@ -109,7 +109,13 @@ BLOCKS: dict[str, tuple[str, tuple[str, ...]]] = {
     ),
     "ConvNorm": (
         "efficientnet",
-        ("model/test_efficientnet.py::test_a_small", "model/test_efficientnet.py::test_sides", PART, *TOWER),
+        (
+            "model/test_efficientnet.py::test_a_small",
+            "model/test_efficientnet.py::test_a_kernel",
+            "model/test_efficientnet.py::test_sides",
+            PART,
+            *TOWER,
+        ),
     ),
     "SqueezeExcite": (
         "efficientnet",

@@ -241,7 +241,7 @@ IMAGE_TOWER = [
         "efficientnet.py",
         "model/test_efficientnet.py::test_drop_connect_rate_grows_with_depth_and_rests_in_eval",
         "the drop rate of block b of n is rate·b/n: the first block is never dropped",
-        old="drop_rate=config.drop_connect_rate * index / sum(repeats),",
+        old="drop_rate=config.drop_connect_rate * index / total,",
         new="drop_rate=config.drop_connect_rate,",
     ),
     mutation(
@@ -267,6 +267,15 @@ IMAGE_TOWER = [
         "padding=k//2 pads evenly; at stride 2 TensorFlow's SAME does not, and every window is one pixel off",
         old="kernel_size // 2 if centered else 0",
         new="kernel_size // 2",
+    ),
+    mutation(
+        "centered-kernel-of-1-cropped",
+        "efficientnet.py",
+        "model/test_efficientnet.py::test_a_kernel_of_1_at_stride_2_is_moved_by_a_pixel_unless_it_is_centered",
+        "a centered kernel of 1 needs padding 0 too: whether to pad as TensorFlow does is for stride 2 and"
+        " `centered` to say, not for the padding",
+        old="if stride == 2 and not centered else None",
+        new="if padding == 0 else None",
     ),
     mutation(
         "activation-before-the-norm",
@@ -343,7 +352,7 @@ IMAGE_TOWER = [
     ),
     mutation(
         "infinite-pixels",
-        "efficientnet.py",
+        "support/checks.py",
         "model/test_efficientnet.py::test_pixels_that_the_tower_cannot_take_are_refused",
         "infinity spreads as NaN does: pixels must be finite, which is more than not NaN",
         old="if not pixel_values.isfinite().all():",
@@ -354,8 +363,8 @@ IMAGE_TOWER = [
         "efficientnet.py",
         "model/test_efficientnet.py::test_parameter_counts_are_the_original_s_without_the_head[B7]",
         "the stem's 32 channels are scaled by the width coefficient like all others",
-        old="round_filters(32, config),\n            3,",
-        new="32,\n            3,",
+        old="width = round_filters(32, config)",
+        new="width = 32",
     ),
     mutation(
         "pooled-by-sum",
@@ -528,7 +537,7 @@ LOSS_AND_MODEL = [
         "model.py",
         "model/test_model.py::test_every_output_and_gradient_is_that_of_hugging_face[pairs-dtype1]",
         "both embeddings are divided by their L2 norm: logits are cosines over σ",
-        old="        text_embeds = text_embeds / text_embeds.norm(dim=-1, keepdim=True)\n",
+        old="        y = y / y.norm(dim=-1, keepdim=True)\n",
         new="",
     ),
     mutation(
@@ -536,16 +545,16 @@ LOSS_AND_MODEL = [
         "model.py",
         "model/test_model.py::test_every_output_and_gradient_is_that_of_hugging_face[pairs-dtype1]",
         "the norm runs over an embedding's own D numbers (dim −1), not over the batch",
-        old="image_embeds.norm(dim=-1, keepdim=True)",
-        new="image_embeds.norm(dim=0, keepdim=True)",
+        old="x.norm(dim=-1, keepdim=True)",
+        new="x.norm(dim=0, keepdim=True)",
     ),
     mutation(
         "sigma-multiplied-in-the-logits",
         "model.py",
         "model/test_model.py::test_temperature_divides_the_cosines",
         "logits are the cosines divided by the temperature",
-        old="text_embeds @ image_embeds.T / self.temperature",
-        new="text_embeds @ image_embeds.T * self.temperature",
+        old="y @ x.T / self.temperature",
+        new="y @ x.T * self.temperature",
     ),
     mutation(
         "texts-from-the-pooler",

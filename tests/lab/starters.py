@@ -1,10 +1,11 @@
 """The starter files in notebooks/exercises: the package's signatures and docstrings, its bodies left out.
 
-python -m tests.lab.starters          writes them anew, after the package has changed
+python -m tests.lab.starters --write      # write them anew, after the package has changed
 """
 
 from __future__ import annotations
 
+import argparse
 import ast
 import re
 import sys
@@ -83,7 +84,10 @@ def imports(trees: dict[str, ast.Module], parts: Sequence[ast.AST], solved: bool
     lines = [(name, f"import {name}") for name in sorted(plain)]
     for module, names in sorted(members.items()):
         in_order = sorted(names, key=lambda n: (not n.isupper(), not n[0].isupper(), n))
-        lines.append((module, f"from {module} import {', '.join(in_order)}"))
+        line = f"from {module} import {', '.join(in_order)}"
+        if len(line) > 110:  # as the formatter wraps it
+            line = f"from {module} import (\n    " + ",\n    ".join(in_order) + ",\n)"
+        lines.append((module, line))
     sections: defaultdict[int, list[str]] = defaultdict(list)
     for module, line in lines:
         top = re.split(r"\W", module)[0]
@@ -133,7 +137,11 @@ def solution(blocks: Sequence[str]) -> str:
     return starter("solution.py", blocks, "The package's own blocks", solved=True)
 
 
-def main() -> None:
+def main(argv: list[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(prog="python -m tests.lab.starters", description=__doc__.splitlines()[0])
+    help = "overwrite the files in notebooks/exercises, a reader's work in them too"
+    parser.add_argument("--write", action="store_true", required=True, help=help)
+    parser.parse_args(argv)
     FOLDER.mkdir(parents=True, exist_ok=True)
     for file, (title, blocks) in EXERCISES.items():
         (FOLDER / file).write_text(starter(file, blocks, title), encoding="utf-8")

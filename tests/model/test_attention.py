@@ -5,8 +5,7 @@ import torch
 
 from align_minimal import AlignTextConfig, AlignTextModel
 from align_minimal.bert import additive_mask, layer_head_masks
-from tests.reference.parity import assert_close
-from tests.reference.text_parity import PRECISIONS, Golden
+from tests.reference.parity import PRECISIONS, Golden, assert_close
 
 KINDS = ("absolute", "relative_key", "relative_key_query")
 CASES = [("absolute", case) for case in ("plain", "mask_2d", "mask_3d", "masked_row", "head_mask_1d")]
@@ -19,7 +18,7 @@ def files():
 
 
 def attend(golden, case, dtype=torch.float64):
-    """The first layer's attention on what entered it in the reference: its result and its weights."""
+    """The first layer's attention on what entered it in Hugging Face: its result and its weights."""
     model = golden.fill(AlignTextModel(AlignTextConfig(**golden.config)), dtype)
     inputs = golden.part(f"{case}/input", dtype)
     mask = inputs.get("attention_mask")

@@ -10,8 +10,18 @@ import torch
 
 from align_minimal import AlignTextConfig, AlignTextModel
 from align_minimal.checkpoint import hugging_face_key
-from tests.reference.parity import assert_alive, assert_close, assert_gradients_close, golden, gradients
-from tests.reference.text_parity import OLD, PRECISIONS, Golden, flatten, transformers
+from tests.reference.parity import (
+    OLD,
+    PRECISIONS,
+    Golden,
+    assert_alive,
+    assert_close,
+    assert_gradients_close,
+    flatten,
+    golden,
+    gradients,
+    transformers,
+)
 
 ABSOLUTE = ("plain", "mask_2d", "mask_3d", "masked_row", "head_mask_1d", "head_mask_2d")
 ABSOLUTE += ("token_types", "positions", "embeds")
@@ -200,7 +210,7 @@ def test_anything_but_a_tensor_of_its_kind_is_a_type_error_naming_the_argument(f
 
 
 def transformers_5_cannot(kind, case, dtype):
-    """Why a case has no live reference in transformers 5, or None."""
+    """Why transformers 5 cannot be compared with on a case, or None."""
     if kind != "absolute" or "head_mask" in case:
         return "transformers 5 silently ignores relative positions and head_mask"
     if case == "mask_3d":

@@ -4,8 +4,7 @@ import pytest
 import torch
 
 from align_minimal import AlignTextConfig, AlignTextModel
-from tests.reference.parity import assert_close
-from tests.reference.text_parity import PRECISIONS, Golden
+from tests.reference.parity import PRECISIONS, Golden, assert_close
 
 CASES = ("plain", "token_types", "positions", "embeds")
 

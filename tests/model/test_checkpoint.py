@@ -9,8 +9,7 @@ from safetensors.torch import load_file, save_file
 
 from align_minimal import AlignConfig, AlignModel, AlignTextModel, AlignVisionModel
 from align_minimal.checkpoint import KEY_MAP, hugging_face_key
-from tests.reference.parity import assert_alive, assert_close, healthy
-from tests.reference.text_parity import OLD, transformers
+from tests.reference.parity import OLD, assert_alive, assert_close, healthy, transformers
 
 live = pytest.mark.skipif(transformers is None, reason="transformers is not installed")
 TEXT = dict(vocab_size=20, hidden_size=16, num_hidden_layers=1, num_attention_heads=2, intermediate_size=24)

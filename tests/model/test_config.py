@@ -14,7 +14,7 @@ from align_minimal import (
     AlignVisionModel,
 )
 from align_minimal.config import ACTIVATIONS, get_activation
-from tests.reference.text_parity import OLD, transformers
+from tests.reference.parity import OLD, transformers
 
 TEXT = dict(
     vocab_size=30522,

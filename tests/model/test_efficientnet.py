@@ -15,8 +15,17 @@ from align_minimal.efficientnet import (
     block_specs,
     round_filters,
 )
-from tests.reference.parity import GRADIENTS, VALUES, assert_alive, assert_close
-from tests.reference.vision_parity import CASES, assert_gradients_like_golden, pixels, tensors, tower
+from tests.reference.parity import (
+    CASES,
+    GRADIENTS,
+    VALUES,
+    assert_alive,
+    assert_close,
+    assert_gradients_like_golden,
+    pixels,
+    tensors,
+    tower,
+)
 
 PARTS = [
     (case, name.removesuffix("/input"))
@@ -24,7 +33,7 @@ PARTS = [
     for name in arrays
     if name.endswith("/input")
 ]
-OUR_PART = {  # the reference's name for a part → ours
+OUR_PART = {  # Hugging Face's name for a part → ours
     "embeddings": "stem",
     "expansion": "expand",
     "depthwise_conv": "depthwise",
@@ -127,6 +136,16 @@ def test_a_small_kernel_of_ones_shows_the_padding():
         assert torch.equal(out, torch.outer(torch.tensor(expected), torch.tensor(expected)))
 
 
+@pytest.mark.parametrize(("centered", "first"), [(True, 0), (False, 1)])
+def test_a_kernel_of_1_at_stride_2_is_moved_by_a_pixel_unless_it_is_centered(centered, first):
+    """Padding (k//2 − 1, k//2) is (−1, 0): it cuts the first row and column off. Centered padding is 0."""
+    layer = ConvNorm(1, 1, 1, AlignVisionConfig(), stride=2, centered=centered)
+    torch.nn.init.ones_(layer.conv.weight)
+    layer.bn = torch.nn.Identity()
+    x = torch.arange(16.0).view(1, 1, 4, 4)
+    assert torch.equal(layer(x), x[..., first::2, first::2])
+
+
 def test_squeeze_width_is_a_quarter_of_the_block_s_input():
     block = MBConv(block_specs(AlignVisionConfig(width_coefficient=1.0))[4], AlignVisionConfig())
     assert block.squeeze_excite.reduce.out_channels == 16 // 4
@@ -187,12 +206,12 @@ def test_batch_norm_momentum_means_what_keras_means():
     norm = BatchNorm(1, AlignVisionConfig(batch_norm_momentum=0.99))
     norm.running_mean.fill_(10.0)
     norm(torch.full((2, 1, 1, 1), 20.0))
-    assert norm.running_mean.item() == pytest.approx(0.99 * 10 + 0.01 * 20)  # the reference: 19.9
+    assert norm.running_mean.item() == pytest.approx(0.99 * 10 + 0.01 * 20)  # Hugging Face: 19.9
     assert norm.eps == 0.001
 
 
 def test_pooling_works_on_maps_wider_than_hidden_dim():
-    """The reference's pool has a window of hidden_dim and fails beyond."""
+    """Hugging Face's pool has a window of hidden_dim and fails beyond that."""
     out = tower("vision_mean", hidden_dim=1)(pixels("vision_mean"))
     assert_close(out.pooler_output, tensors("vision_mean", "eval")["pooler_output"], 1e-10)
 

@@ -8,8 +8,17 @@ import torch
 
 from align_minimal import AlignConfig, AlignModel
 from align_minimal.checkpoint import hugging_face_key
-from tests.reference.parity import assert_alive, assert_close, assert_gradients_close, gradients
-from tests.reference.text_parity import OLD, PRECISIONS, Golden, flatten, transformers
+from tests.reference.parity import (
+    OLD,
+    PRECISIONS,
+    Golden,
+    assert_alive,
+    assert_close,
+    assert_gradients_close,
+    flatten,
+    gradients,
+    transformers,
+)
 
 NAMES = ["loss", "logits_per_image", "logits_per_text", "text_embeds", "image_embeds"]
 NAMES += ["text_model_output", "vision_model_output"]

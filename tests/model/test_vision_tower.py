@@ -9,16 +9,20 @@ import torch
 from align_minimal import AlignConfig, AlignVisionConfig, AlignVisionModel
 from align_minimal.checkpoint import hugging_face_key
 from tests.reference.parity import (
+    CASES,
     GRADIENTS,
     VALUES,
     assert_alive,
     assert_close,
     assert_gradients_close,
+    assert_gradients_like_golden,
     copy_to_hugging_face,
     gradients,
     healthy,
+    pixels,
+    tensors,
+    tower,
 )
-from tests.reference.vision_parity import CASES, assert_gradients_like_golden, pixels, tensors, tower
 
 DTYPES = pytest.mark.parametrize("dtype", [torch.float64, torch.float32], ids=str)
 ACTIVATIONS = ("relu", "gelu", "gelu_new", "silu", "swish", "mish")
@@ -27,6 +31,7 @@ OPTIONS = {
     "emoji": vars(AlignConfig.preset("emoji").vision_config),
     "max": SMALL | dict(pooling_type="max"),
     "centered_padding": SMALL | dict(depthwise_padding=[1, 2]),
+    "kernels_of_1": SMALL | dict(kernel_sizes=[1] * 7, depthwise_padding=[2]),  # block 1 is padded unevenly
     "gray": SMALL | dict(num_channels=1),
     "other_coefficients": dict(
         width_coefficient=0.3,

@@ -11,7 +11,7 @@ import torch
 from tests.lab.benchmark import ROWS, Work, in_words, measure, peak_of, unseen_words
 from tests.lab.growth import slope
 
-README = Path(__file__).resolve().parents[2] / "README.md"
+README = Path(__file__).resolve().parents[1] / "lab" / "README.md"
 
 
 def work(theirs: float, ours: float, **more) -> Work:

@@ -49,3 +49,17 @@ def test_an_unknown_mistake_names_the_nearest(capsys):
     with pytest.raises(SystemExit, match="2"):
         main(["sigma-multiplyed"])
     assert "did you mean sigma-multiplied?" in capsys.readouterr().err
+
+
+def test_a_mistake_in_a_room_is_caught_on_a_copy():
+    command = [sys.executable, "-m", "tests.lab.break_it", "no-bias-correction"]
+    result = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, encoding="utf-8")
+    assert result.returncode == 0, result.stdout + result.stderr
+    assert "caught by tests/training/test_lamb.py::test_two_steps_by_hand" in result.stdout
+
+
+def test_a_proof_that_crashes_does_not_pass_for_a_mistake_that_was_caught():
+    code = "from tests.lab.break_it import MUTATIONS, prove_and_exit\nfrom dataclasses import replace\n"
+    code += "prove_and_exit([], replace(MUTATIONS[0], old='not in the file'))"
+    result = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
+    assert result.returncode == pytest.ExitCode.INTERNAL_ERROR and "not one" in result.stderr

@@ -6,7 +6,7 @@ import torch
 from align_minimal import AlignModel, AlignProcessor
 from align_minimal.image_processor import load_image
 from tests.lab import compare
-from tests.reference.text_parity import transformers
+from tests.reference.parity import transformers
 
 pytestmark = pytest.mark.skipif(transformers is None, reason="transformers is not installed")
 

@@ -13,6 +13,8 @@ ORDER = [
     "support.outputs",
     "support.hub",
     "support.settings",
+    "support.checks",
+    "support.weights_file",
     "config",
     "checkpoint",
     "efficientnet",
@@ -39,6 +41,7 @@ ORDER = [
     "commands.page",
     "commands.demo",
     "commands.commands",
+    "commands.flags",
     "__main__",
 ]
 # Imported inside the function that offers the other path.
@@ -67,7 +70,7 @@ def imports(tree: ast.AST, module: str) -> set[str]:
 
 
 # Flags and commands show themselves by --help and in the README.
-WITHOUT_AN_EXAMPLE = ("__main__", "commands.commands", "training.options")
+WITHOUT_AN_EXAMPLE = ("__main__", "commands.commands", "commands.flags", "training.options")
 WITHOUT_AN_EXAMPLE += (
     *(
         "commands.demo.import_gradio",

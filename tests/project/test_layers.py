@@ -13,8 +13,7 @@ from tests.lab.layer_examples import EXAMPLES
 
 # Not building blocks: records, checks of arguments, tables, and reading and writing of files.
 OTHERS = {
-    "efficientnet": {"BlockSpec", "check_pixel_values"},
-    "bert": {"check_ids", "check_text"},
+    "efficientnet": {"BlockSpec"},
     "wordpiece": {"CharacterMap", "PairCounts"},
     "tokenizer": {"read_vocabulary", "check_vocabulary", "as_tensors"},
     "image_processor": {"load_image", "open_image"},
@@ -221,9 +220,21 @@ def outline(source: str) -> list[tuple[str, str, str]]:
 def test_a_starter_file_has_the_package_s_signatures_and_docstrings(file):
     title, blocks = starters.EXERCISES[file]
     text = (starters.FOLDER / file).read_text(encoding="utf-8")
-    assert outline(text) == outline(starters.starter(file, blocks, title)), "run python -m tests.lab.starters"
+    assert outline(text) == outline(starters.starter(file, blocks, title)), (
+        "run python -m tests.lab.starters --write"
+    )
     assert "raise NotImplementedError" in text
     assert all(f"--layer {b}=notebooks/exercises/{file}:{b}" in text for b in blocks)
+
+
+@pytest.mark.parametrize(("arguments", "status"), [([], 2), (["--help"], 0), (["--white"], 2)])
+def test_only_write_overwrites_the_starter_files(tmp_path, monkeypatch, arguments, status):
+    monkeypatch.setattr(starters, "FOLDER", tmp_path)
+    with pytest.raises(SystemExit) as caught:
+        starters.main(arguments)
+    assert caught.value.code == status and list(tmp_path.iterdir()) == []
+    starters.main(["--write"])
+    assert sorted(path.name for path in tmp_path.iterdir()) == sorted(starters.EXERCISES)
 
 
 def test_the_exercises_have_every_block_and_the_readme_every_file():

@@ -1,7 +1,9 @@
-"""What the numeric tests share: errors that tell, healthy weights, and the way to Hugging Face's names."""
+"""What the numeric tests share: errors that tell, healthy weights, golden files, Hugging Face's names."""
 
 from __future__ import annotations
 
+import json
+from functools import cached_property
 from pathlib import Path
 
 import numpy as np
@@ -9,17 +11,27 @@ import torch
 import torch.nn as nn
 from torch import Tensor
 
+from align_minimal import AlignVisionConfig, AlignVisionModel
 from align_minimal.bert import BertLayer
 from align_minimal.checkpoint import hugging_face_key
 from align_minimal.efficientnet import MBConv
 
-GOLDEN = Path(__file__).parent
+try:
+    import transformers
+
+    OLD = int(transformers.__version__.split(".")[0]) < 5
+except ImportError:
+    transformers, OLD = None, False
+
+HERE = Path(__file__).parent
 VALUES = {torch.float32: 1e-5, torch.float64: 1e-10}  # relative errors allowed
 GRADIENTS = {torch.float32: 1e-3, torch.float64: 1e-10}
+PRECISIONS = {dtype: (VALUES[dtype], GRADIENTS[dtype]) for dtype in VALUES}
+BUFFERS = ("running_mean", "running_var", "num_batches_tracked")  # the weights without a gradient
 
 
 def relative_error(ours: Tensor, theirs: Tensor) -> float:
-    """The norm of the difference over the norm of the reference."""
+    """The norm of the difference over the norm of theirs."""
     ours, theirs = ours.detach().double(), theirs.detach().double()
     return ((ours - theirs).norm() / theirs.norm().clamp_min(1e-300)).item()
 
@@ -120,7 +132,95 @@ def assert_gradients_close(ours: dict[str, Tensor], theirs: dict[str, Tensor], t
             assert ours[name].double().norm() <= limit, f"gradient of {name} is not 0"
 
 
+def flatten(output) -> dict[str, Tensor]:
+    """Every tensor of an output by its name; tuples get a number, towers a prefix. As in the golden files."""
+    flat = {}
+    for name, value in output.items():
+        if isinstance(value, Tensor):
+            flat[name] = value
+        elif isinstance(value, tuple):
+            flat |= {f"{name}.{i}": tensor for i, tensor in enumerate(value)}
+        else:
+            flat |= {f"{name}.{key}": tensor for key, tensor in flatten(value).items()}
+    return flat
+
+
+# ---- golden files: what transformers 4.37.2 gave, and the weights that it gave it with (make_*.py)
+
+
 def golden(name: str) -> dict[str, np.ndarray]:
     """The arrays of tests/reference/NAME.npz."""
-    with np.load(GOLDEN / f"{name}.npz") as file:
+    with np.load(HERE / f"{name}.npz") as file:
         return dict(file)
+
+
+class Golden:
+    """tests/reference/NAME.npz, read when it is first asked for. Iterating gives the names of its arrays."""
+
+    def __init__(self, name: str):
+        self.name = name
+
+    @cached_property
+    def arrays(self) -> dict[str, np.ndarray]:
+        return golden(self.name)
+
+    @cached_property
+    def config(self) -> dict:
+        return json.loads(str(self.arrays["config"]))
+
+    def __iter__(self):
+        return iter(self.arrays)
+
+    def part(self, prefix: str, dtype: torch.dtype = torch.float64) -> dict[str, Tensor]:
+        """The tensors below `prefix/`, floats as `dtype`."""
+        found = {}
+        for name, array in self.arrays.items():
+            if name.startswith(f"{prefix}/"):
+                tensor = torch.from_numpy(array.copy())
+                found[name[len(prefix) + 1 :]] = tensor.to(dtype) if tensor.is_floating_point() else tensor
+        return found
+
+    def gradients(self, case: str, start: str = "") -> dict[str, Tensor]:
+        """The flat gradient of a case, cut into its parameters: those whose names begin with `start`."""
+        weights = {key: w for key, w in self.part("weight").items() if not key.endswith(BUFFERS)}
+        weights = {key: w for key, w in weights.items() if key.startswith(start)}
+        pieces = self.part(case)["grad"].split([w.numel() for w in weights.values()])
+        return {key: piece.view(w.shape) for (key, w), piece in zip(weights.items(), pieces, strict=True)}
+
+    def fill(self, model: nn.Module, dtype: torch.dtype = torch.float64, theirs: bool = False) -> nn.Module:
+        """`model` in eval mode with the file's weights; `theirs` where its names are Hugging Face's."""
+        weights = self.part("weight")
+        name_of = (lambda name: name) if theirs else hugging_face_key
+        ours = {name: weights.pop(name_of(name)) for name in model.state_dict()}
+        assert not weights, f"golden weights that the model does not have: {list(weights)}"
+        model.to(dtype).load_state_dict(ours)
+        return model.eval()
+
+
+# ---- the image tower's golden files, by case
+
+CASES = {name: Golden(name) for name in ("vision_mean", "vision_max_padded")}
+
+
+def tensors(case: str, place: str, dtype: torch.dtype = torch.float64) -> dict[str, Tensor]:
+    """The golden tensors below `place/`."""
+    return CASES[case].part(place, dtype)
+
+
+def pixels(case: str, dtype: torch.dtype = torch.float64) -> Tensor:
+    """The pixels that went in, ready for a gradient: (2, 3, 15, 18)."""
+    return torch.from_numpy(CASES[case].arrays["pixels"]).to(dtype).requires_grad_()
+
+
+def tower(case: str, dtype: torch.dtype = torch.float64, **options) -> AlignVisionModel:
+    """Our image tower with the golden file's configuration and weights, in eval mode."""
+    config = AlignVisionConfig(**CASES[case].config | options)
+    return CASES[case].fill(AlignVisionModel(config), dtype)
+
+
+def assert_gradients_like_golden(
+    module: nn.Module, case: str, place: str, dtype: torch.dtype, ours: str = "", theirs: str = ""
+) -> None:
+    """Every gradient in `module`, which is at `ours` in our tower and at `theirs` in Hugging Face's."""
+    found = gradients(module, lambda name: hugging_face_key(ours + name))
+    assert_gradients_close(found, CASES[case].gradients(place, theirs), GRADIENTS[dtype])

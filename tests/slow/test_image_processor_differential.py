@@ -7,7 +7,7 @@ pytest.importorskip("transformers", reason="the live reference needs transformer
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tests.reference.pixel_parity import OPTIONS, check_agrees, packages, pictures
+from tests.reference.pictures import OPTIONS, check_agrees, packages, pictures
 
 
 @settings(max_examples=3000, deadline=None)

@@ -4,6 +4,8 @@ import json
 import math
 import multiprocessing
 import shutil
+import socket
+import subprocess
 import sys
 import time
 from pathlib import Path
@@ -12,8 +14,11 @@ import pytest
 import torch
 
 from align_minimal import AlignModel, AlignProcessor, BertTokenizer, contrastive_loss
+from align_minimal.__main__ import main
+from align_minimal.support.hub import weights_folder
 from align_minimal.training import loop as train
 from align_minimal.training.pairs import BatchStream, Pairs, Prepare
+from align_minimal.training.run_folder import checkpoints, model_files
 from tests.training.tiny_training import (
     TEXTS,
     metrics,
@@ -95,6 +100,40 @@ def test_a_folder_with_a_model_is_refused_without_resume(capsys, folder, tmp_pat
     (tmp_path / "model.safetensors").write_bytes(b"precious")
     refused(capsys, *arguments(folder, tmp_path), status=1, says=[tmp_path, "--resume"])
     assert (tmp_path / "model.safetensors").read_bytes() == b"precious"
+
+
+def copied_model(folder: Path, out: Path) -> Path:
+    return Path(shutil.copytree(weights_folder() / "emoji", out))
+
+
+def broken_run(folder: Path, out: Path) -> Path:
+    assert main(arguments(folder, out, "--save-every", 1)) == 0
+    for checkpoint in checkpoints(out):
+        (checkpoint / "training.json").write_text("{")
+    return out
+
+
+def broken_run_without_a_model(folder: Path, out: Path) -> Path:
+    for name in model_files(broken_run(folder, out)):
+        (out / name).unlink()
+    return out
+
+
+def only_a_vocabulary(folder: Path, out: Path) -> Path:
+    out.mkdir()
+    (out / "vocab.txt").write_text("precious")
+    return out
+
+
+@pytest.mark.parametrize("make", [copied_model, broken_run, broken_run_without_a_model, only_a_vocabulary])
+def test_without_a_checkpoint_to_resume_from_resume_destroys_nothing(capsys, folder, tmp_path, make):
+    out = make(folder, tmp_path / "out")
+    capsys.readouterr()
+    before = {path: path.read_bytes() for path in out.rglob("*") if path.is_file()}
+    status, printed, err = run(capsys, *arguments(folder, out, "--resume"))
+    assert (status, printed) == (1, "") and "Traceback" not in err
+    assert err.splitlines()[-1].startswith(f"align-minimal: {out}: ") and "another --out" in err
+    assert {path: path.read_bytes() for path in out.rglob("*") if path.is_file()} == before
 
 
 @pytest.mark.parametrize(
@@ -229,9 +268,14 @@ def test_a_worker_that_fails_ends_it_in_one_line(capsys, folder, tmp_path, monke
 TWO = ("--standalone", "--nproc_per_node", "2")
 
 
-def launch(argv: list[str]) -> tuple[int, str, str]:
+def launch(argv: list[str], limit: float = 280) -> tuple[int, str, str]:
+    """Exit status, stdout and stderr; a run that takes longer than `limit` seconds fails the test."""
     with start(argv) as process:
-        out, err = process.communicate(timeout=280)
+        try:
+            out, err = process.communicate(timeout=limit)
+        except subprocess.TimeoutExpired:
+            process.terminate()  # torchrun ends its processes, too
+            pytest.fail(f"still running after {limit:.0f} seconds: {process.communicate()[1]}")
     return process.returncode, out, err
 
 
@@ -270,8 +314,72 @@ def test_two_processes_train_as_one_and_resume(folder, tmp_path):
     assert [row["step"] for row in metrics(out)] == [1, 2, 3, 4]
 
 
+UNEVEN = {
+    "7 pairs: 2 chunks and 1": (["--batch-size", 7, "--chunk", 3], None, [7, 7, 7]),
+    "8 pairs, one unreadable": (["--batch-size", 8, "--chunk", 3], 5, [7, 8, 7]),
+}
+
+
+@pytest.mark.parametrize("more, broken, pairs", UNEVEN.values(), ids=UNEVEN)
+def test_ranks_with_different_numbers_of_chunks_do_not_wait_for_each_other(tmp_path, more, broken, pairs):
+    data = write_pairs(tmp_path / "data", TEXTS[:8] if broken else TEXTS[:7])
+    if broken:
+        (data / f"{broken}.png").write_bytes(b"no picture")
+    argv = ["train", data, "--out", tmp_path / "out", "--config", write_config(tmp_path / "config.json")]
+    status, printed, err = launch(program(*argv, *more, "--steps", 3, torchrun=TWO), limit=60)
+    assert (status, printed) == (0, ""), err
+    assert [row["step"] for row in metrics(tmp_path / "out")] == [1, 2, 3]
+
+
+AGAIN = """
+import gc, os, sys
+import torch.distributed as dist
+from torch.nn.parallel import DistributedDataParallel
+from align_minimal.__main__ import main
+from align_minimal.training import loop
+loop.draw_curves = lambda run: None
+leave = dist.destroy_process_group
+def leave_alone():
+    assert not [thing for thing in gc.get_objects() if isinstance(thing, DistributedDataParallel)]
+    leave()
+dist.destroy_process_group = leave_alone
+rank, out, ports = sys.argv[1], sys.argv[2], sys.argv[3].split(",")
+os.environ |= dict(RANK=rank, LOCAL_RANK=rank, WORLD_SIZE="2", MASTER_ADDR="127.0.0.1")
+for port in ports:
+    os.environ["MASTER_PORT"] = port
+    if status := main([*sys.argv[4:], "--out", f"{out}/{port}"]):
+        sys.exit(status)
+"""
+
+
+def free_ports(count: int) -> list[str]:
+    sockets = [socket.socket() for _ in range(count)]
+    for each in sockets:
+        each.bind(("127.0.0.1", 0))
+    ports = [str(each.getsockname()[1]) for each in sockets]
+    for each in sockets:
+        each.close()
+    return ports
+
+
+def test_the_process_group_is_left_after_distributed_data_parallel_is_freed(folder, tmp_path):
+    """Freed after its group, it hung in 3 of 4 processes that trained six times."""
+    ports = ",".join(free_ports(3))
+    argv = ["train", folder / "data", "--config", folder / "config.json", "--steps", 2, "--batch-size", 8]
+    command = [sys.executable, "-c", AGAIN]
+    ranks = [start([*command, rank, str(tmp_path), ports, *map(str, argv)]) for rank in ("0", "1")]
+    try:
+        results = [rank.communicate(timeout=90) for rank in ranks]
+    finally:
+        for rank in ranks:
+            rank.kill()
+    assert [rank.returncode for rank in ranks] == [0, 0], results
+
+
 FAIL = """
 import os, sys
+from align_minimal.__main__ import main
+from align_minimal.support.hub import weights_folder
 from align_minimal.training import loop as train
 from align_minimal.__main__ import main
 learn = train.Trainer.learn

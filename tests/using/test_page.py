@@ -4,6 +4,8 @@ import base64
 import io
 import os
 import re
+import stat
+import threading
 import urllib.parse
 from html.parser import HTMLParser
 from pathlib import Path
@@ -218,3 +220,58 @@ def test_a_folder_is_no_page(capsys, tmp_path):
     status, out, err = run(capsys, "classify", path, "--labels", "red", "--html", tmp_path)
     assert (status, out) == (1, "") and err.count("\n") == 1
     assert f"{tmp_path}: a folder; --html takes a file" in err  # known before any picture is read
+
+
+def classify_to(capsys, tmp_path: Path, target: object) -> tuple[int, str, str]:
+    path = picture(tmp_path / "a.png")
+    return run(capsys, "classify", path, "--labels", "red", "--html", target)
+
+
+@pytest.mark.parametrize("kind", ["picture", "page of another program", "link to a picture"])
+def test_what_is_no_page_of_ours_is_not_replaced(capsys, tmp_path, kind):
+    path = tmp_path / "target"
+    if kind == "page of another program":
+        path.write_text("<!DOCTYPE html>\n<html><head><title>mine</title></head></html>")
+    else:
+        picture(tmp_path / "precious.png")
+        path = tmp_path / "precious.png"
+    before, target = path.read_bytes(), path
+    if kind == "link to a picture":
+        target = tmp_path / "link.html"
+        target.symlink_to(path)
+    status, out, err = classify_to(capsys, tmp_path, target)
+    assert (status, out) == (1, "") and err.count("\n") == 1
+    assert f"{target}: not written by align-minimal" in err
+    assert path.read_bytes() == before and target.is_symlink() == (kind == "link to a picture")
+    with pytest.raises(FileExistsError, match=target.name):  # in Python, too
+        page.write_page(target, "title", [])
+    assert path.read_bytes() == before
+
+
+def test_a_page_of_ours_an_empty_file_and_what_a_link_leads_to_are_written_over(capsys, tmp_path):
+    old, link, dangling = tmp_path / "old.html", tmp_path / "link.html", tmp_path / "dangling.html"
+    old.touch()
+    link.symlink_to(old)
+    dangling.symlink_to(tmp_path / "new.html")
+    for target in (old, old, link, dangling):
+        assert classify_to(capsys, tmp_path, target)[::2] == (0, "")
+    assert link.is_symlink() and dangling.is_symlink()
+    assert "100.0%" in old.read_text(encoding="utf-8") == (tmp_path / "new.html").read_text(encoding="utf-8")
+
+
+def test_a_device_and_a_pipe_are_written_to_and_stay(capsys, tmp_path):
+    pipe = tmp_path / "pipe"
+    os.mkfifo(pipe)
+    content = []
+    reader = threading.Thread(target=lambda: content.append(pipe.read_text(encoding="utf-8")), daemon=True)
+    reader.start()
+    assert classify_to(capsys, tmp_path, pipe)[::2] == (0, "")
+    reader.join(timeout=20)
+    assert "100.0%" in content[0] and pipe.is_fifo()
+    if os.geteuid() == 0:  # a device of our own: were it replaced, no other program would miss it
+        device = tmp_path / "null"
+        try:
+            os.mknod(device, 0o666 | stat.S_IFCHR, os.makedev(1, 3))
+        except PermissionError:
+            pytest.skip("no device can be made here")
+        assert classify_to(capsys, tmp_path, device)[0] == 0 and device.is_char_device()

@@ -436,16 +436,21 @@ def cut(path: Path) -> None:
     path.write_bytes(path.read_bytes()[:-7])
 
 
+def save(tensors: dict, path: Path) -> None:
+    """With the mark by which search knows an index that it wrote."""
+    save_file(tensors, path, metadata=json.loads(b"{%s}" % search.MARK))
+
+
 def swap(**tensors):
-    return lambda path: save_file({**load_file(path), **tensors}, path)
+    return lambda path: save({**load_file(path), **tensors}, path)
 
 
 ROWS = len(NAMES)
 BROKEN = {
     "empty": lambda path: path.write_bytes(b""),
-    "text": lambda path: path.write_text("this is not an index at all, whatever its name"),
+    "text": lambda path: path.write_bytes(b"this is not an index, whatever it says: " + search.MARK),
     "cut": cut,
-    "not its tensors": lambda path: save_file({"weight": torch.ones(3, 3)}, path),
+    "not its tensors": lambda path: save({"weight": torch.ones(3, 3)}, path),
     "another width": swap(embeddings=torch.ones(ROWS, 7)),
     "rows missing": swap(embeddings=torch.ones(ROWS - 1, 64)),
     "keys too short": swap(keys=torch.zeros(ROWS, 8, dtype=torch.uint8)),
@@ -458,7 +463,7 @@ BROKEN = {
 
 
 @pytest.mark.parametrize("broken", BROKEN)
-def test_an_index_that_is_broken_or_foreign_is_made_anew_with_a_warning(
+def test_an_index_that_is_broken_is_made_anew_with_a_warning(
     capsys, checkpoint, pictures, tower, tmp_path, broken
 ):
     file = tmp_path / "index" / "embeddings.safetensors"
@@ -472,6 +477,46 @@ def test_an_index_that_is_broken_or_foreign_is_made_anew_with_a_warning(
     assert tower.seen() == len(NAMES)
     assert run(capsys, *argv) == (0, first, "")
     assert tower.seen() == 0
+
+
+FOREIGN = {
+    "names.json": b'["Ada", "Grace"]',
+    "embeddings.safetensors": b"of another program",
+}
+
+
+@pytest.mark.parametrize("name", FOREIGN)
+def test_an_index_replaces_no_file_of_another_program(capsys, checkpoint, pictures, tower, tmp_path, name):
+    file = tmp_path / "index" / name
+    file.parent.mkdir()
+    file.write_bytes(FOREIGN[name])
+    argv = ["search", pictures, "a dog", "--index", file.parent, "--model", checkpoint]
+    refused(capsys, *argv, status=1, says=[f"{file}: not written by align-minimal"])
+    assert file.read_bytes() == FOREIGN[name] and list(file.parent.iterdir()) == [file]
+    assert tower.seen() == 0
+    save_file({"weight": torch.ones(2)}, file)  # a model's, whatever its name
+    refused(capsys, *argv, status=1, says=[f"{file}: not written by align-minimal"])
+
+
+def test_an_index_behind_links_stays_behind_them(capsys, checkpoint, pictures, tmp_path):
+    index, real = tmp_path / "index", tmp_path / "real"
+    index.mkdir(), real.mkdir()
+    for name in FOREIGN:
+        (index / name).symlink_to(real / name)
+    answers(capsys, pictures, "a dog", "--index", index, "--model", checkpoint)
+    draw(pictures / "new.png", 50)
+    answers(capsys, pictures, "a dog", "--index", index, "--model", checkpoint)
+    assert all(path.is_symlink() for path in index.iterdir())
+    assert len(json.loads((real / "names.json").read_text())) == len(NAMES) + 1
+
+
+def test_names_that_went_are_written_again(capsys, checkpoint, pictures, tower, tmp_path):
+    argv = [pictures, "a dog", "--index", tmp_path / "index", "--model", checkpoint]
+    answers(capsys, *argv)
+    (tmp_path / "index" / "names.json").unlink()
+    tower.seen()
+    answers(capsys, *argv)
+    assert json.loads((tmp_path / "index" / "names.json").read_text()) == NAMES and tower.seen() == 0
 
 
 # ---- bad input ---------------------------------------------------------------------------------------------

@@ -10,7 +10,6 @@ import copy
 import functools
 import math
 import random
-from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -54,7 +53,7 @@ def exercise(name: str):
 
 
 def number(answer: Any, right: float, traps: dict[float, str], tolerance: float = 1e-3) -> str:
-    """"" if `answer` is `right` to within `tolerance`; else the trap that it fell into, or how far off."""
+    """ "" if `answer` is `right` to within `tolerance`; else the trap that it fell into, or how far off."""
     answer = float(answer)
     if math.isclose(answer, right, rel_tol=tolerance):
         return ""
@@ -81,13 +80,19 @@ def logit(answer: float) -> str:
 
 @exercise("00.2")
 def negatives(answer: int) -> str:
-    traps = {16_384: "that is the batch: the pair's own text is no negative", 15: "the negatives come from all cores"}
+    traps = {
+        16_384: "that is the batch: the pair's own text is no negative",
+        15: "the negatives come from all cores",
+    }
     return number(answer, 16_383, traps | {16: "the negatives come from all cores"}, 1e-6)
 
 
 @exercise("00.3")
 def guess(answer: float) -> str:
-    traps = {math.log2(64): "nats, please: the natural logarithm", 1 / 64: "that is the probability of a guess"}
+    traps = {
+        math.log2(64): "nats, please: the natural logarithm",
+        1 / 64: "that is the probability of a guess",
+    }
     return number(answer, math.log(64), traps, 0.01)
 
 
@@ -105,7 +110,7 @@ def greedy(answer: dict[str, list[str]]) -> str:
         if given == right:
             continue
         if text == "fisherman" and "##er" in given:
-            return f"{text}: greedy takes the longest piece that fits, even if a shorter one seems to suit better"
+            return f"{text}: greedy takes the longest piece that fits, even if a shorter one looks better"
         if "[UNK]" in given:
             return f"{text}: it can be cut (split_words sets punctuation apart before wordpiece sees a word)"
         if any(piece not in CUTS for piece in given):
@@ -126,7 +131,10 @@ def first_merge(function: Callable[[dict[str, int]], str]) -> str:
             return f"{words}: this is the best score of all pairs; rare pairs should not compete"
         if [given] == learn_pieces(words, 1, share=1):
             return f"{words}: this is the most frequent pair; among those frequent enough the score decides"
-        return f"{words}: another pair is merged first. (Is an inner letter written with ##? Do you count each word as often as it occurs?)"
+        return (
+            f"{words}: another pair is merged first. (Is an inner letter written with ##? "
+            "Is each word counted as often as it occurs?)"
+        )
     return ""
 
 
@@ -135,15 +143,20 @@ def fewest(function: Callable[[str, dict], list[str]]) -> str:
     rng = random.Random(1)
     for _ in range(200):
         word = "".join(rng.choices("abc", k=rng.randint(1, 7)))
-        vocab = {("##" if rng.random() < 0.6 else "") + "".join(rng.choices("abc", k=rng.randint(1, 3))): None for _ in range(14)}
+        vocab = {
+            ("##" if rng.random() < 0.6 else "") + "".join(rng.choices("abc", k=rng.randint(1, 3))): None
+            for _ in range(14)
+        }
         given, best = list(function(word, vocab)), shortest(word, vocab)
         if best is None:
             if given != ["[UNK]"]:
                 return f"{word!r} with {list(vocab)}: there is no cut, so it should be ['[UNK]']"
-        elif given == wordpiece(word, vocab) and len(given) != best or given == ["[UNK]"]:
+        elif (given == wordpiece(word, vocab) and len(given) != best) or given == ["[UNK]"]:
             return f"{word!r} with {list(vocab)}: this is what greedy gives; there is a better cut"
         elif any(p not in vocab for p in given) or "".join(p.removeprefix("##") for p in given) != word:
-            return f"{word!r} with {list(vocab)}: {given} does not spell the word with pieces of the vocabulary"
+            return (
+                f"{word!r} with {list(vocab)}: {given} does not spell the word with pieces of the vocabulary"
+            )
         elif len(given) != best:
             return f"{word!r} with {list(vocab)}: {len(given)} pieces, and fewer will do"
     return ""
@@ -179,14 +192,16 @@ def align_base_pixels(function: Callable[[Image.Image], np.ndarray]) -> str:
         if np.array_equal(given, right):
             continue
         if np.abs(given - right).max() < 1e-6:
-            return f"{name}: right but for the last bit; section 1 says in which precision the scaling is done"
+            return (
+                f"{name}: right but for the last bit; section 1 says in which precision the scaling is done"
+            )
         if np.array_equal(given[:, :, 1:], right[:, :, :-1]) or np.array_equal(given[:, 1:], right[:, :-1]):
             return f"{name}: your crop begins one pixel too early"
         if np.array_equal(given[:, :, :-1], right[:, :, 1:]) or np.array_equal(given[:, :-1], right[:, 1:]):
             return f"{name}: your crop begins one pixel too late"
         if np.array_equal(given.transpose(0, 2, 1), right):
             return f"{name}: height and width are exchanged"
-        return f"{name}: values from {given.min():.2f} to {given.max():.2f}; expected {right.min():.2f} to {right.max():.2f} (which filter? which order of steps?)"
+        return f"{name}: values from {given.min():.2f} to {given.max():.2f}; which filter, which order?"
     return ""
 
 
@@ -199,12 +214,12 @@ def antialiasing_kernel(answer: Any) -> str:
     if kernel.shape != (7,):
         return f"seven numbers are wanted, not shape {kernel.shape}"
     if not math.isclose(kernel.sum(), 1, rel_tol=1e-3):
-        return f"the weights must sum to 1, or the picture becomes darker or lighter; yours sum to {kernel.sum():.3f}"
+        return f"the weights must sum to 1, or the brightness changes; yours sum to {kernel.sum():.3f}"
     if not np.allclose(kernel, kernel[::-1], atol=1e-4):
         return "a blur must not move the picture: the kernel is symmetrical"
     if np.allclose(np.convolve([0.5, 0.5], kernel), triangle, atol=1e-3):
         return ""
-    return "blurred with it and then averaged by twos, a row does not get Pillow's eight weights; print np.convolve([0.5, 0.5], kernel)"
+    return "with it a row does not get Pillow's eight weights: print np.convolve([0.5, 0.5], kernel)"
 
 
 FLAGS = ("do_center_crop", "rescale_offset", "do_normalize", "include_top")
@@ -233,11 +248,17 @@ def options(found: list[dict[str, Any]]) -> str:
             return f"{attempt} gives the shape {given.shape}"
         if not np.array_equal(given, right):
             off = np.abs(given - right).max()
-            return f"{attempt} is off by {off:.2g}" + (", one level of 8 bits or less: which filter?" if off < 0.02 else "")
+            return f"{attempt} is off by {off:.2g}" + (
+                ", one level of 8 bits or less: which filter?" if off < 0.02 else ""
+            )
     secret = secret_options()
-    wanted = [secret | {"include_top": a, "rescale_factor": f} for a in (False, True) for f in (1 / 255, 1 / 127.5)]
+    wanted = [
+        secret | {"include_top": a, "rescale_factor": f} for a in (False, True) for f in (1 / 255, 1 / 127.5)
+    ]
     same = [w for w in wanted if np.array_equal(mystery_like(w, picture), right)]
-    distinct = {tuple(attempt.get(key) for key in ("resample", "rescale_factor", *FLAGS)) for attempt in found}
+    distinct = {
+        tuple(attempt.get(key) for key in ("resample", "rescale_factor", *FLAGS)) for attempt in found
+    }
     return "" if len(distinct) >= len(same) else "these are right; but are they all that there are?"
 
 
@@ -253,7 +274,9 @@ def block_parameters(answer: int) -> str:
     block = emoji().vision_model.blocks[8]
     count = sum(p.numel() for p in block.parameters())
     norms = sum(p.numel() for name, p in block.named_parameters() if ".bn." in name)
-    biases = sum(p.numel() for name, p in block.named_parameters() if "squeeze" in name and name.endswith("bias"))
+    biases = sum(
+        p.numel() for name, p in block.named_parameters() if "squeeze" in name and name.endswith("bias")
+    )
     squeeze = sum(p.numel() for p in block.squeeze_excite.parameters())
     hidden = block.depthwise.conv.out_channels
     traps = {
@@ -285,7 +308,7 @@ def folded(layer: torch.nn.Conv2d) -> str:
     if torch.allclose(layer.weight, ours.conv.weight, rtol=1e-4):
         return "the convolution's weights must be scaled too"
     error = ((given - right).norm() / right.norm()).item()
-    return f"relative error {error:.2g}; the layer must do (x − mean) · γ / √(variance + ε) + β, activation left out"
+    return f"relative error {error:.2g}; wanted is (x − mean) · γ / √(variance + ε) + β, without activation"
 
 
 @exercise("03.3")
@@ -305,7 +328,11 @@ def listens_most(answer: int) -> str:
     cosines = [cosine(block) for block in tower.blocks]
     if not 0 <= int(answer) < len(cosines):
         return f"blocks are counted from 0 to {len(cosines) - 1}"
-    return "" if cosines[int(answer)] == min(cosines) else "another block moves the embedding further when its gates are frozen"
+    return (
+        ""
+        if cosines[int(answer)] == min(cosines)
+        else "another block moves the embedding further when its gates are frozen"
+    )
 
 
 # ---- 04 ----------------------------------------------------------------------------------------------------
@@ -344,7 +371,13 @@ def receptive(answer: tuple[int, int]) -> str:
     block, width = answer
     first = next(i for i, field in enumerate(field_widths(config)) if field >= 289) - 1  # blocks from 0
     if block != first:
-        return "the block: " + ("count from 0, and hidden state 0 is the stem's" if abs(block - first) == 1 else "too early" if block < first else "too late")
+        return "the block: " + (
+            "count from 0, and hidden state 0 is the stem's"
+            if abs(block - first) == 1
+            else "too early"
+            if block < first
+            else "too late"
+        )
     traps = {field_widths(config)[-1]: "that is the field with the stem's stride of 2"}
     return number(width, field_widths(config, 1)[-1], traps, 1e-9)
 
@@ -365,7 +398,9 @@ def use_same(function: Callable[[AlignVisionModel], AlignVisionModel]) -> str:
             return f"at {side} pixels the sides are right, the zeros are not: where does the odd one go?"
     again = torch.randn(1, 3, 64, 64, generator=torch.Generator().manual_seed(0))
     same = torch.allclose(changed(again).pooler_output, plain(again).pooler_output, atol=1e-4)
-    return "" if same else "after an odd picture an even one comes out wrong: set the padding before each call"
+    return (
+        "" if same else "after an odd picture an even one comes out wrong: set the padding before each call"
+    )
 
 
 # ---- 05 ----------------------------------------------------------------------------------------------------
@@ -380,8 +415,12 @@ def bert_base(answer: int) -> str:
     h, layers = config.hidden_size, config.num_hidden_layers
     traps = {
         count - h * h - h: "the pooler is in the file too",
-        count - sum(p.numel() for n, p in model.named_parameters() if n.endswith("bias")): "you left out the biases",
-        count - 2 * h: "there is a LayerNorm after the tables, or a table of types (2 rows), that you left out",
+        count
+        - sum(
+            p.numel() for n, p in model.named_parameters() if n.endswith("bias")
+        ): "you left out the biases",
+        count
+        - 2 * h: "there is a LayerNorm after the tables, or a table of types (2 rows), that you left out",
         count - 4 * h * layers: "each layer has two LayerNorms, each with two vectors",
         count + 110 * 0: "",
     }
@@ -394,7 +433,9 @@ def silenced(answer: tuple[str, int, int]) -> str:
     model, twin = emoji(), copy.deepcopy(emoji())
     weights = dict(twin.named_parameters())
     if name not in weights or weights[name].ndim != 2:
-        return f"no matrix {name!r} among the model's parameters (print the names of model.named_parameters())"
+        return (
+            f"no matrix {name!r} among the model's parameters (print the names of model.named_parameters())"
+        )
     ids = torch.tensor([[2, 284, 2053, 3]])
     mask = torch.ones(len(model.text_model.layers), model.config.text_config.num_attention_heads)
     mask[-1, 1] = 0
@@ -406,7 +447,7 @@ def silenced(answer: tuple[str, int, int]) -> str:
     dict(rows.named_parameters())[name][start:stop] = 0
     if torch.allclose(rows.get_text_features(ids), right, atol=1e-4):
         return "the rows of it would do (if the bias is silenced too); columns of which matrix?"
-    return "this does not silence head 1 of the last layer. Which matrix reads what the heads give, and which of its columns belong to head 1?"
+    return "this does not silence head 1 of the last layer. Which matrix reads what the heads give?"
 
 
 @exercise("05.3")
@@ -423,7 +464,9 @@ def text_features(function: Callable) -> str:
     if errors[0] < 1e-4:
         return "right where there is no padding, wrong where there is: the mask"
     if max(errors) < 0.01:
-        return f"nearly: relative error {max(errors):.1g}. ε of LayerNorm? The exact GELU, or the tanh formula?"
+        return (
+            f"nearly: relative error {max(errors):.1g}. ε of LayerNorm? The exact GELU, or the tanh formula?"
+        )
     return f"relative error {max(errors):.2g}: compare layer by layer with output_hidden_states=True"
 
 
@@ -435,7 +478,11 @@ def collapsed(function: Callable[[int, float, float], float]) -> str:
     for N, sigma, eps in ((32, 1.0, 0.0), (32, 0.01, 0.1), (7, 5.0, 0.5), (1000, 1 / 64, 0.1)):
         same = F.normalize(torch.ones(N, 3, dtype=torch.float64), dim=-1)
         right = contrastive_loss(same, same, sigma, eps).item()
-        traps = {2 * right: "the mean of the two directions, not their sum", right / math.log(2): "nats, not bits", 0.0: "the model is not sure of anything"}
+        traps = {
+            2 * right: "the mean of the two directions, not their sum",
+            right / math.log(2): "nats, not bits",
+            0.0: "the model is not sure of anything",
+        }
         told = number(function(N, sigma, eps), right, traps, 1e-6)
         if told:
             return f"for N = {N}, σ = {sigma:.3g}, ε = {eps}: {told}"
@@ -445,14 +492,31 @@ def collapsed(function: Callable[[int, float, float], float]) -> str:
 @exercise("06.2")
 def best_sigma(answer: tuple[float, float]) -> str:
     gap = math.log((0.9 + 0.1 / 256) / (0.1 / 256))
-    told = number(answer[0], 1 / gap, {gap: "that is the ideal gap between logits; what is the gap between these cosines?", gap / 64: "that is a gap between cosines, at another σ", 2 / gap: "the cosines are 1 and 0, not 1 and −1"}, 0.01)
-    return f"σ: {told}" if told else (lambda t: f"the loss: {t}" if t else "")(number(answer[1], loss_floor(256, 0.1), {0.0: "with smoothing there is a floor"}, 0.01))
+    told = number(
+        answer[0],
+        1 / gap,
+        {
+            gap: "that is the ideal gap between logits; what is the gap between these cosines?",
+            gap / 64: "that is a gap between cosines, at another σ",
+            2 / gap: "the cosines are 1 and 0, not 1 and −1",
+        },
+        0.01,
+    )
+    return (
+        f"σ: {told}"
+        if told
+        else (lambda t: f"the loss: {t}" if t else "")(
+            number(answer[1], loss_floor(256, 0.1), {0.0: "with smoothing there is a floor"}, 0.01)
+        )
+    )
 
 
 @exercise("06.3")
 def local_rows(function: Callable) -> str:
     draw = torch.Generator().manual_seed(0)
-    texts, images = (F.normalize(torch.randn(8, 5, generator=draw, dtype=torch.float64), dim=-1) for _ in range(2))
+    texts, images = (
+        F.normalize(torch.randn(8, 5, generator=draw, dtype=torch.float64), dim=-1) for _ in range(2)
+    )
     for first in (0, 4):
         given = float(function(texts[first : first + 4], images, first, 0.1))
         logits = texts[first : first + 4] @ images.T / 0.1
@@ -460,7 +524,7 @@ def local_rows(function: Callable) -> str:
         if math.isclose(given, right, rel_tol=1e-6):
             continue
         if math.isclose(given, F.cross_entropy(logits, torch.arange(4)).item(), rel_tol=1e-6):
-            return f"first = {first}: these labels are those of process 0; pair {first}'s image is column {first}"
+            return f"first = {first}: these are process 0's labels; pair {first}'s image is column {first}"
         return f"first = {first}: {given:.4f}, expected {right:.4f}"
     return ""
 
@@ -472,7 +536,12 @@ def local_rows(function: Callable) -> str:
 def needed(answer: float) -> str:
     sigma = emoji().temperature.item()
     odds = math.log(99)
-    traps = {odds: "that is the difference of logits", odds / sigma: "you divided by σ: logit = cosine / σ", sigma * math.log(100): "the odds are 99 to 1, not 100 to 1", sigma * 0.99: "a probability is no logit"}
+    traps = {
+        odds: "that is the difference of logits",
+        odds / sigma: "you divided by σ: logit = cosine / σ",
+        sigma * math.log(100): "the odds are 99 to 1, not 100 to 1",
+        sigma * 0.99: "a probability is no logit",
+    }
     return number(answer, sigma * odds, traps, 0.02)
 
 
@@ -491,7 +560,10 @@ def first_fault(function: Callable[[dict[str, float], float], str | None]) -> st
     for bad, hint in (
         ({}, "nothing is over the limit: None is wanted"),
         ({1: 1e-3}, "one layer is over the limit"),
-        ({1: 1e-3, 2: 0.5}, "the first over the limit is wanted, not the worst: later errors are consequences"),
+        (
+            {1: 1e-3, 2: 0.5},
+            "the first over the limit is wanted, not the worst: later errors are consequences",
+        ),
         ({4: 1e-3}, "the text tower counts too"),
         ({2: math.nan, 4: 0.1}, "NaN is a fault, and NaN > limit is False"),
     ):
@@ -509,7 +581,10 @@ def strangers_log(answer: str) -> str:
     letters = [c for c in str(answer).lower() if c in "abcd"]
     if len(letters) != 2:
         return "two letters are wanted, the first for 6.24, the second for 0.96"
-    near = {"b" if abs(6.24 - math.log(512)) < 0.01 else "", "c" if abs(0.96 - loss_floor(512, 0.1)) < 0.05 else ""}
+    near = {
+        "b" if abs(6.24 - math.log(512)) < 0.01 else "",
+        "c" if abs(0.96 - loss_floor(512, 0.1)) < 0.05 else "",
+    }
     if letters[0] not in near or letters[0] == "c":
         return "6.24: compare it with the natural logarithm of the batch"
     return "" if letters[1] == "c" else "0.96: compare it with loss_floor(512, 0.1)"
@@ -535,11 +610,37 @@ def tiny_pairs() -> tuple[AlignModel, list, torch.Tensor]:
     """A small model, a batch of 8 pairs as four chunks, and the gradient of the whole batch's loss."""
     from align_minimal.support.outputs import Batch
 
-    text = dict(vocab_size=50, hidden_size=16, num_hidden_layers=1, num_attention_heads=2, intermediate_size=32, max_position_embeddings=8, hidden_dropout_prob=0.0, attention_probs_dropout_prob=0.0)
-    image = dict(image_size=16, width_coefficient=0.5, depth_coefficient=1.0, kernel_sizes=[3], in_channels=[32], out_channels=[32], strides=[1], num_block_repeats=[1], expand_ratios=[1], hidden_dim=64, drop_connect_rate=0.0)
+    text = dict(
+        vocab_size=50,
+        hidden_size=16,
+        num_hidden_layers=1,
+        num_attention_heads=2,
+        intermediate_size=32,
+        max_position_embeddings=8,
+        hidden_dropout_prob=0.0,
+        attention_probs_dropout_prob=0.0,
+    )
+    image = dict(
+        image_size=16,
+        width_coefficient=0.5,
+        depth_coefficient=1.0,
+        kernel_sizes=[3],
+        in_channels=[32],
+        out_channels=[32],
+        strides=[1],
+        num_block_repeats=[1],
+        expand_ratios=[1],
+        hidden_dim=64,
+        drop_connect_rate=0.0,
+    )
     torch.manual_seed(0)
     model = AlignModel(AlignConfig(text, image, projection_dim=16, temperature_init_value=0.2)).train()
-    batch = Batch(pixel_values=torch.randn(8, 3, 16, 16), input_ids=torch.randint(1, 50, (8, 5)), attention_mask=torch.ones(8, 5, dtype=torch.long), names=list("abcdefgh"))
+    batch = Batch(
+        pixel_values=torch.randn(8, 3, 16, 16),
+        input_ids=torch.randint(1, 50, (8, 5)),
+        attention_mask=torch.ones(8, 5, dtype=torch.long),
+        names=list("abcdefgh"),
+    )
     chunks = split(batch, 2)
     encode = PairEncoder(model, "float32")
     texts, images, sigmas = zip(*(encode(chunk) for chunk in chunks), strict=True)
@@ -637,7 +738,9 @@ def passing(answer: list[str]) -> str:
 @exercise("10.2")
 def wrong_share(function: Callable[[float, int], float]) -> str:
     for p, K in ((0.5, 30), (0.2, 2), (1.0, 10), (0.0, 5)):
-        told = number(function(p, K), p * (K - 1) / K, {p: "some of the captions drawn are right by luck"}, 1e-6)
+        told = number(
+            function(p, K), p * (K - 1) / K, {p: "some of the captions drawn are right by luck"}, 1e-6
+        )
         if told:
             return f"for p = {p}, K = {K}: {told}"
     return ""
@@ -657,7 +760,7 @@ def suspects(function: Callable) -> str:
         if given == order.flip(0)[: len(given)].tolist():
             return "these are the pairs that fit best"
         if given != order[: len(given)].tolist():
-            return "not the pairs with the lowest cosines, the lowest first (row i of one with row i of the other)"
+            return "not the pairs with the lowest cosines (of row i with row i), the lowest first"
     return ""
 
 
@@ -671,7 +774,10 @@ def leave_one_out(function: Callable) -> str:
     labels = torch.randint(0, 3, (30,), generator=draw)
     cosines = features @ features.T
     right = labels[cosines.clone().fill_diagonal_(-2).argmax(1)].eq(labels).float().mean().item()
-    traps = {1.0: "each picture has found itself: take it out", 1 - right: "that is the error, not the share of the right ones"}
+    traps = {
+        1.0: "each picture has found itself: take it out",
+        1 - right: "that is the error, not the share of the right ones",
+    }
     return number(function(features, labels), right, traps, 1e-5)
 
 

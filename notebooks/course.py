@@ -14,7 +14,6 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-import matplotlib.pyplot as plt
 import torch
 from torch import Tensor, nn
 
@@ -33,8 +32,9 @@ def check(name: str, answer: Any) -> bool:
     if unwritten(answer):
         print(f"{name}: nothing to check yet. Write your answer into this cell and run it again.")
         return False
+    judged = judge(name)
     try:
-        told = judge(name)(answer)
+        told = judged(answer)
     except Exception as error:  # the reader's code may raise anything
         told = f"your code raised {type(error).__name__}: {error}"
     print(f"{name}: ✗ {told}" if told else f"{name}: ✓ right")
@@ -45,9 +45,10 @@ def unwritten(answer: Any) -> bool:
     """Is this the empty form that the notebook gave? None, `...`, or a function that does nothing else."""
     if isinstance(answer, (tuple, list)):
         return bool(answer) and all(part is None or part is ... for part in answer)
-    if inspect.isfunction(answer):
-        empty = (lambda: ...).__code__, (lambda: None).__code__
-        return answer.__code__.co_code in [code.co_code for code in empty] and None in answer.__code__.co_consts
+    if inspect.isfunction(answer):  # `def f(x): ...` does nothing, and knows no other constant
+        code = answer.__code__
+        does_nothing = code.co_code in ((lambda: ...).__code__.co_code, (lambda: None).__code__.co_code)
+        return does_nothing and set(code.co_consts) <= {None, ...}
     return answer is None or answer is ...
 
 
@@ -60,7 +61,9 @@ def judge(name: str) -> Callable[[Any], str]:
     try:
         from tests.lab import layers
     except ImportError as error:
-        raise KeyError(f"blocks are checked by the test suite, which needs {error.name}: pip install pytest")
+        raise KeyError(
+            f"blocks are checked by the test suite, which needs {error.name}: pip install pytest"
+        ) from None
     if name not in layers.BLOCKS:
         raise KeyError(f"no exercise and no block {name!r}; exercises: {', '.join(JUDGES)}")
     return lambda thing: layers.explain(name, thing)
@@ -80,7 +83,7 @@ def shape(x: Any) -> str:
     return " × ".join(map(str, x.shape))
 
 
-def parts(module: nn.Module, *inputs: Any) -> list[tuple[str, str, str]]:
+def parts_of(module: nn.Module, *inputs: Any) -> list[tuple[str, str, str]]:
     """(name, class, shape of its output) of a module's children, in the order in which they ran.
 
     Children of a ModuleList count one by one.
@@ -104,35 +107,54 @@ def parts(module: nn.Module, *inputs: Any) -> list[tuple[str, str, str]]:
     return seen
 
 
+Place = tuple[float, float]
+
+
 def diagram(
     boxes: Sequence[tuple[str, str, str]],
     title: str,
     *,
     skips: Sequence[tuple[int, int, str]] = (),
     row: int = 6,
+    places: Sequence[Place] | None = None,
+    arrows: Sequence[tuple[int, int]] | None = None,
 ) -> None:
-    """Boxes (name, class, shape) joined by arrows, `row` of them in a line; `skips` are drawn above:
-    (after which box it leaves, before which box it comes back, what it is called)."""
-    lines = -(-len(boxes) // row)
-    figure, axis = plt.subplots(figsize=(1.75 * min(row, len(boxes)) + 0.3, 1.25 * lines + 0.8 * bool(skips) + 0.3))
-    axis.set(xlim=(-0.6, min(row, len(boxes)) - 0.4), ylim=(-lines + 0.45, 1.05 if skips else 0.5))
+    """Boxes (name, class, shape) joined by arrows, `row` of them in a line;
+    or at `places` (x, y), with `arrows` (from box, to box).
+
+    `skips` are drawn above: (leaves after this box, comes back before that one, what it is called).
+    """
+    import matplotlib.pyplot as plt  # here, so that `check` works without it
+
+    places = places or [(i % row, -(i // row)) for i in range(len(boxes))]
+    arrows = arrows or [(i, i + 1) for i in range(len(boxes) - 1)]
+    columns = max(x for x, _ in places) + 1
+    low, high = min(y for _, y in places) - 0.5, 1.05 if skips else 0.5
+    _, axis = plt.subplots(figsize=(2.1 * columns + 0.2, 1.3 * (high - low) + 0.2))
+    axis.set(xlim=(-0.5, columns - 0.5), ylim=(low, high))
     axis.axis("off")
     axis.set_title(title, fontsize=11)
-    places = [(i % row, -(i // row)) for i in range(len(boxes))]
     for (x, y), (name, kind, size) in zip(places, boxes, strict=True):
-        axis.add_patch(plt.Rectangle((x - 0.42, y - 0.32), 0.84, 0.64, fc="#e8f0fa", ec="#35609a"))
-        axis.text(x, y + 0.16, name, ha="center", va="center", fontsize=10, weight="bold")
+        axis.add_patch(plt.Rectangle((x - 0.43, y - 0.34), 0.86, 0.68, fc="#e8f0fa", ec="#35609a"))
+        size_of_name = 10 if len(name) < 15 else 9
+        axis.text(x, y + 0.18, name, ha="center", va="center", fontsize=size_of_name, weight="bold")
         axis.text(x, y - 0.02, kind, ha="center", va="center", fontsize=9, color="#444444")
-        axis.text(x, y - 0.2, size, ha="center", va="center", fontsize=9, color="#35609a")
-    for (x, y), (u, v) in zip(places, places[1:], strict=False):
-        start, end = ((x + 0.42, y), (u - 0.42, v)) if y == v else ((x, y - 0.32), (u, v + 0.32))
-        axis.annotate("", end, start, arrowprops={"arrowstyle": "->"})
+        axis.text(x, y - 0.21, size, ha="center", va="center", fontsize=9, color="#35609a")
+    for one, other in arrows:
+        axis.annotate("", *ends(places[one], places[other]), arrowprops={"arrowstyle": "->"})
     for begin, back, label in skips:
         (x, y), (u, v) = places[begin], places[back]
-        bend = {"arrowstyle": "->", "connectionstyle": "arc3,rad=-0.35", "color": "#b04030"}
-        axis.annotate("", (u - 0.46, v + 0.33), (x + 0.46, y + 0.33), arrowprops=bend)
-        axis.text((x + u) / 2, y + 0.78, label, ha="center", fontsize=9, color="#b04030")
+        bend = {"arrowstyle": "->", "color": "#b04030"}  # the further it goes, the flatter
+        bend |= {"connectionstyle": f"arc3,rad={-0.7 / (u - x):.2f}"}
+        axis.annotate("", (u - 0.46, v + 0.35), (x + 0.46, y + 0.35), arrowprops=bend)
+        axis.text((x + u) / 2, y + 0.8, label, ha="center", fontsize=9, color="#b04030")
     plt.show()
+
+
+def ends(one: Place, other: Place) -> tuple[Place, Place]:
+    """Where an arrow between two boxes ends, and where it begins."""
+    (x, y), (u, v) = one, other
+    return ((u - 0.43, v), (x + 0.43, y)) if u > x else ((u, v + 0.34), (x, y - 0.34))
 
 
 # ---- sliders -----------------------------------------------------------------------------------------------

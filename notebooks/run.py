@@ -48,8 +48,11 @@ def fold(outputs: list) -> list:
         if image:
             pieces.append(f'<img alt="the figure" src="data:{image};base64,{data[image].strip()}">')
         else:
-            text = "".join(data.get("text/plain", output.get("text", "")))
-            pieces.append(f"<pre>{html.escape(text)}</pre>")
+            text = html.escape("".join(data.get("text/plain", output.get("text", ""))))
+            if pieces and pieces[-1].endswith("</pre>"):  # what was printed in one go may come in parts
+                pieces[-1] = pieces[-1].removesuffix("</pre>") + text + "</pre>"
+            else:
+                pieces.append(f"<pre>{text}</pre>")
     if not pieces:
         return []
     page = f"<details><summary>What came out</summary>{''.join(pieces)}</details>"

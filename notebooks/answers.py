@@ -679,12 +679,12 @@ def my_backward(function: Callable) -> str:
 
 @exercise("09.1")
 def unreadable(function: Callable[[list[str]], list[str]]) -> str:
-    given = function(["dog", "quokka", "中国", "日本 dog"])
+    given = function(["dog", "quokka", "ᚹᛟᛚᚠ", "ᛒᛖᚨᚱ dog"])
     if "quokka" in given:
         return "'quokka' is cut into known pieces: no [UNK] in it"
-    if "日本 dog" not in given:
+    if "ᛒᛖᚨᚱ dog" not in given:
         return "one [UNK] among known pieces counts too"
-    return "" if list(given) == ["中国", "日本 dog"] else "not these"
+    return "" if list(given) == ["ᚹᛟᛚᚠ", "ᛒᛖᚨᚱ dog"] else "not these"
 
 
 @exercise("09.2")

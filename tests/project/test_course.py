@@ -223,6 +223,13 @@ def test_a_block_is_judged_by_the_suite_and_its_mistake_named(capsys):
     assert "forward" in capsys.readouterr().out
 
 
+def test_a_block_that_fails_is_told_its_error_even_if_it_has_no_file(capsys):
+    names: dict = {}
+    exec("class Mine:\n    def __init__(self, *args): raise RuntimeError('not today')", names)
+    assert not check("SqueezeExcite", names["Mine"])
+    assert "RuntimeError: not today" in capsys.readouterr().out
+
+
 def test_a_name_that_is_neither_exercise_nor_block_is_an_error_that_lists_them():
     with pytest.raises(KeyError, match=r"no exercise and no block '03.9'; exercises: 00.1"):
         check("03.9", 1)

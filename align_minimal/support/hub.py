@@ -14,6 +14,8 @@ import tempfile
 from collections.abc import Callable
 from pathlib import Path
 
+from safetensors import SafetensorError
+
 HUB_NAME = re.compile(r"[\w][\w.-]*(/[\w][\w.-]*)?")  # "align-base" or "kakaobrain/align-base"
 CHECKPOINT_FILES = "config.json, model.safetensors, vocab.txt, preprocessor_config.json"
 
@@ -142,5 +144,8 @@ def write_atomically(path: Path, write: Callable[[Path], object]) -> None:
         with open(temporary, "rb") as file:
             os.fsync(file.fileno())
         os.replace(temporary, path)
+    except (OSError, SafetensorError) as error:  # of a full disk, they name no file, or the temporary one
+        number = getattr(error, "errno", None)
+        raise OSError(number, error.strerror, str(path)) if number else OSError(f"{path}: {error}") from None
     finally:
         temporary.unlink(missing_ok=True)

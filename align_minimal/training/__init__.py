@@ -1,1 +1,11 @@
-"""From image-text pairs on disk to a trained model (ALIGN, sections 3 and 5)."""
+"""From image-text pairs on disk to a trained model (ALIGN, sections 3 and 5). In the order of reading:
+
+pairs, shards, dataset      what a pair is, and where pairs are read from
+filters                     which noisy pairs the paper drops (section 3)
+augment, batches            crops and flips; shuffled batches of pixels and token ids
+lamb                        the paper's optimizer
+step, large_batch           one step; and how a batch of 16,384 fits any machine
+options, build              what can be chosen, and what is made of the choice
+run_folder, processes       the run on disk; several processes that train one model
+loop, command               step after step; `align-minimal train`
+"""

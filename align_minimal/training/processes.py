@@ -64,8 +64,10 @@ def processes(device: str):
 
 @contextlib.contextmanager
 def note_signals():
-    """Give a list that a SIGINT or SIGTERM puts its number into. A second Ctrl-C acts as usual; a second
-    SIGTERM does not: a supervisor may send it to the group and again to each process.
+    """Yield a list, into which a SIGINT or SIGTERM puts its number.
+
+    A second Ctrl-C acts as usual. A second SIGTERM does not: a supervisor may send it to the group of
+    processes and then again to each of them.
     """
     received: list[int] = []
     before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
@@ -84,9 +86,7 @@ def note_signals():
 
 
 def start_worker(number: int) -> None:
-    """The main process decides what a signal means, and needs its workers until it has; and one worker's
-    warnings are enough.
-    """
+    """Workers ignore signals: only the main process handles them. One worker's warnings are enough."""
     for each in (signal.SIGINT, signal.SIGTERM):
         signal.signal(each, signal.SIG_IGN)
     torch.set_num_threads(1)

@@ -45,7 +45,7 @@ from align_minimal import AlignConfig, AlignModel, AlignProcessor, BertTokenizer
 from align_minimal.checkpoint import hugging_face_key
 from align_minimal.contrastive import contrastive_loss
 from align_minimal.support.outputs import Batch
-from align_minimal.training.loop import PairEncoder
+from align_minimal.training.step import PairEncoder
 from align_minimal.using.trace import trace
 from tests.reference.parity import copy_to_hugging_face, healthy, relative_error
 

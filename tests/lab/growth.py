@@ -22,7 +22,7 @@ import torch
 from align_minimal import AlignConfig, AlignModel, contrastive_loss
 from align_minimal.support.outputs import Batch
 from align_minimal.training.large_batch import backward_in_chunks
-from align_minimal.training.loop import PairEncoder, split
+from align_minimal.training.step import PairEncoder, split
 from align_minimal.using.retrieval import top_k
 from tests.lab.benchmark import SIDE, peak_of, pixels_of, seconds
 from tests.reference.parity import copy_to_hugging_face, healthy

@@ -676,7 +676,7 @@ TRAINING = [
         "training/large_batch.py",
         TWO_PROCESSES,
         "each rank has a share of every embedding's gradient: without the sum the other ranks' are lost",
-        old="dist.all_reduce(dy)",
+        old="dist.all_reduce(dx)",
         new="pass",
     ),
     mutation(
@@ -700,8 +700,8 @@ TRAINING = [
         "training/large_batch.py",
         TWO_PROCESSES,
         "each rank's rows come after those of the ranks before it",
-        old="everything[sum(sizes[:rank]) :][: len(y)] = y",
-        new="everything[: len(y)] = y",
+        old="everything[sum(sizes[:rank]) :][: len(x)] = x",
+        new="everything[: len(x)] = x",
     ),
     mutation(
         "sigma-once-a-chunk",
@@ -760,7 +760,7 @@ TRAINING = [
     ),
     mutation(
         "concepts-meet-in-a-batch",
-        "training/pairs.py",
+        "training/batches.py",
         "training/test_data.py::test_no_image_and_no_concept_is_twice_in_a_batch_and_no_pair_twice_in_an_epoch",
         "two pairs of one concept in a batch would be each other's false negatives",
         old='return keys if pair.concept is None else [*keys, ("concept", pair.concept)]',
@@ -768,7 +768,7 @@ TRAINING = [
     ),
     mutation(
         "a-side-of-200-pixels-kept",
-        "training/pairs.py",
+        "training/filters.py",
         "training/test_filters.py::test_the_shorter_side_is_over_200_pixels_and_the_ratio_under_3",
         "section 3 keeps images whose shorter dimension is larger than 200 pixels: 200 goes",
         old="if min(width, height) <= MIN_SIDE:",
@@ -776,7 +776,7 @@ TRAINING = [
     ),
     mutation(
         "warm-up-from-zero",
-        "training/loop.py",
+        "training/step.py",
         "training/test_train.py::test_the_rate_rises_to_its_peak_and_falls_to_zero_after_the_last_step",
         "step 1 has a rate already, peak/warm-up; with 0 the first step would teach nothing",
         old="return peak * step / warmup",
@@ -784,7 +784,7 @@ TRAINING = [
     ),
     mutation(
         "floor-of-the-wrong-target",
-        "training/loop.py",
+        "training/step.py",
         "training/test_train.py::test_no_loss_is_below_the_floor_and_a_perfect_one_is_on_it",
         "label smoothing spreads ε over all N texts, the right one too: its target is 1 − ε + ε/N",
         old="right = 1 - smoothing + wrong",

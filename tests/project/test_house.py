@@ -11,6 +11,7 @@ import align_minimal
 PACKAGE = Path(align_minimal.__file__).parent
 ORDER = [
     "support.outputs",
+    "support.terminal",
     "support.hub",
     "support.settings",
     "support.checks",
@@ -31,13 +32,21 @@ ORDER = [
     "using.pictures",
     "using.retrieval",
     "training.pairs",
+    "training.shards",
+    "training.dataset",
+    "training.filters",
     "using.zero_shot",
     "using.search",
     "using.trace",
+    "training.augment",
+    "training.batches",
+    "training.step",
+    "training.options",
+    "training.build",
     "training.run_folder",
     "training.processes",
-    "training.options",
     "training.loop",
+    "training.command",
     "commands.page",
     "commands.demo",
     "commands.commands",
@@ -81,7 +90,9 @@ WITHOUT_AN_EXAMPLE += (
         "training.processes.note_signals",
         "training.processes.start_worker",
     ),  # change what a signal means to the process
-    *(f"training.loop.{name}" for name in ("draw_curves", "finish", "prepare_data", "train")),  # need a run
+    *(
+        f"training.command.{name}" for name in ("draw_curves", "finish", "prepare_data", "train")
+    ),  # need a run
 )
 
 

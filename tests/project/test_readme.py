@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from align_minimal.__main__ import build_parser
+from align_minimal.commands.flags import build_parser
 
 ROOT = Path(__file__).resolve().parents[2]
 ROOMS = ("align_minimal", "notebooks", "tests", "weights")
@@ -176,7 +176,7 @@ def commands(page: str) -> list[str]:
 
 def check_align_minimal(words: list[str]) -> None:
     """The parser takes it; of a command alone, only that there is one of this name."""
-    parser = build_parser(words[0])
+    parser = build_parser(words[0])[0]
     if words[1:] not in ([], ["--help"]):
         parser.parse_args(words)
     else:

@@ -18,8 +18,10 @@ from PIL import Image
 from torch.utils.data import DataLoader
 
 from align_minimal import BertTokenizer, EfficientNetImageProcessor
-from align_minimal.training import pairs as data
-from align_minimal.training.pairs import BatchStream, Pair, Pairs, Prepare, batches, epoch_batches
+from align_minimal.training.augment import AUGMENTATIONS, distort
+from align_minimal.training.batches import BatchStream, Prepare, batches, epoch_batches
+from align_minimal.training.dataset import Pairs
+from align_minimal.training.pairs import Pair
 from tests.reference.parity import assert_close
 
 
@@ -474,7 +476,7 @@ def test_pixel_values_are_float32_whatever_the_processor_leaves_out(tokenizer):
     assert batch["pixel_values"].dtype == torch.float32 and batch["pixel_values"].shape == (1, 3, 24, 24)
 
 
-@pytest.mark.parametrize("augmentation", data.AUGMENTATIONS)
+@pytest.mark.parametrize("augmentation", AUGMENTATIONS)
 def test_the_cache_gives_the_same_bits(folder, tokenizer, augmentation):
     cached, plain = (
         stream(folder, tokenizer, augmentation=augmentation, cache_bytes=size) for size in (10_000, 0)
@@ -496,7 +498,7 @@ UNREADABLE = {
 }
 
 
-@pytest.mark.parametrize("augmentation", data.AUGMENTATIONS)
+@pytest.mark.parametrize("augmentation", AUGMENTATIONS)
 def test_unreadable_images_are_named_and_left_out_and_change_nothing_for_the_others(tokenizer, augmentation):
     prepare = preparer(tokenizer, augmentation=augmentation, flip=True)
     bad = [Pair(name, image, ("a", "the")) for name, (image, _) in UNREADABLE.items()]
@@ -536,7 +538,7 @@ def odd_pictures():
         yield mode, encoded(image)
 
 
-@pytest.mark.parametrize("augmentation", data.AUGMENTATIONS)
+@pytest.mark.parametrize("augmentation", AUGMENTATIONS)
 def test_pictures_of_every_kind_are_read(tokenizer, augmentation):
     pairs = [Pair(name, image, ("a",)) for name, image in odd_pictures()]
     batch = preparer(tokenizer, augmentation=augmentation)(pairs, "seed")
@@ -552,7 +554,7 @@ def test_a_text_of_a_megabyte_is_cut_to_the_tokens_allowed(tokenizer):
 
 def distorted(pixels, flip, seed=0):
     draw = torch.Generator().manual_seed(seed)
-    return data.distort(pixels, 24, torch.full((len(pixels),), flip), draw)
+    return distort(pixels, 24, torch.full((len(pixels),), flip), draw)
 
 
 def test_drawings_keep_their_range_and_flipping_mirrors_them():

@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from PIL import Image
 
 from align_minimal import AlignConfig, AlignModel, AlignProcessor, BertTokenizer, EfficientNetImageProcessor
-from align_minimal.training.pairs import Pairs
+from align_minimal.training.dataset import Pairs
 from align_minimal.using.retrieval import evaluate
 from tests.reference.parity import healthy
 from tests.training.tiny_training import TEXTS, write_config, write_metadata, write_pairs

@@ -1,0 +1,94 @@
+"""The pieces of one step of training: the learning rate, both towers as one module, the loss's floor."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+import torch.nn as nn
+import torch.nn.functional as F
+from torch import Tensor
+
+from ..model import AlignModel
+from ..support.outputs import Batch
+
+
+def learning_rate(step: int, steps: int, warmup: int, peak: float) -> float:
+    """Of step 1, 2, …, `steps`: linear from 0 to `peak` over `warmup` steps, then linear to 0 after the last.
+
+    >>> [learning_rate(step, steps=6, warmup=2, peak=1.0) for step in range(1, 7)]
+    [0.5, 1.0, 0.8, 0.6, 0.4, 0.2]
+    """
+    if step <= warmup:
+        return peak * step / warmup
+    return peak * (steps - step + 1) / (steps - warmup + (warmup > 0))
+
+
+def loss_floor(pairs: int, smoothing: float) -> float:
+    """The least that the smoothed loss of a batch can be: the entropy of its own target, in nats.
+
+    >>> round(loss_floor(16384, 0.1), 3), round(loss_floor(256, 0.1), 3)
+    (1.295, 0.876)
+    """
+    wrong = smoothing / pairs
+    right = 1 - smoothing + wrong
+    return sum(-n * p * math.log(p) for n, p in ((1, right), (pairs - 1, wrong)) if n * p > 0)
+
+
+class PairEncoder(nn.Module):
+    """Both towers as one module, so that one call (and DistributedDataParallel) sees all parameters.
+
+    pixel_values (B, 3, H, W), input_ids and attention_mask (B, T) → texts (B, D), images (B, D), both
+    L2-normalized and in float32 whatever the towers' precision, and the temperature.
+
+    >>> encoder = PairEncoder(AlignModel.from_pretrained("emoji"), precision="float32")
+    >>> ids = torch.ones(2, 5, dtype=torch.long)
+    >>> batch = Batch(pixel_values=torch.zeros(2, 3, 64, 64), input_ids=ids, attention_mask=ids)
+    >>> [tuple(output.shape) for output in encoder(batch)]
+    [(2, 160), (2, 160), ()]
+    """
+
+    def __init__(self, model: AlignModel, precision: str):
+        super().__init__()
+        self.model, self.precision = model, precision
+
+    def forward(self, batch: Batch) -> tuple[Tensor, Tensor, Tensor]:
+        device = self.model.temperature.device.type
+        with torch.autocast(device, torch.bfloat16, enabled=self.precision == "bf16"):
+            image = self.model.get_image_features(batch["pixel_values"])
+            text = self.model.get_text_features(batch["input_ids"], batch["attention_mask"])
+        return F.normalize(text.float(), dim=-1), F.normalize(image.float(), dim=-1), self.model.temperature
+
+
+def split(batch: Batch, chunk: int | None) -> list[Batch]:
+    """A batch's tensors as chunks of `chunk` pairs.
+
+    >>> batch = Batch(input_ids=torch.zeros(5, 7), names=["a", "b", "c", "d", "e"])
+    >>> [tuple(part.input_ids.shape) for part in split(batch, 2)]
+    [(2, 7), (2, 7), (1, 7)]
+    """
+    tensors = {k: v for k, v in batch.items() if isinstance(v, Tensor)}
+    size = chunk or len(batch["names"])
+    parts = [t.split(size) for t in tensors.values()]
+    return [Batch(**dict(zip(tensors, part, strict=True))) for part in zip(*parts, strict=True)]
+
+
+def reason(error: Exception) -> str:
+    """The error as one line; of the traceback that a DataLoader's worker sends along, the last line.
+
+    >>> reason(RuntimeError("out of memory\\nat file.cpp, line 7"))
+    'out of memory'
+    """
+    lines = [line for line in str(error).splitlines() if line.strip()] or [type(error).__name__]
+    return lines[-1] if "Original Traceback" in str(error) else lines[0]
+
+
+def gradient_norm(model: nn.Module) -> Tensor:
+    """The length of all gradients as one vector.
+
+    >>> layer = nn.Linear(2, 1, bias=False)
+    >>> layer(torch.tensor([3.0, 4.0])).backward()
+    >>> gradient_norm(layer)
+    tensor(5.)
+    """
+    return torch.stack([p.grad.norm() for p in model.parameters() if p.grad is not None]).norm()

@@ -34,7 +34,7 @@ from align_minimal.checkpoint import hugging_face_key
 from align_minimal.efficientnet import block_specs, round_filters
 from align_minimal.image_processor import load_image
 from align_minimal.training.lamb import Lamb
-from align_minimal.training.loop import PairEncoder, loss_floor, split
+from align_minimal.training.step import PairEncoder, loss_floor, split
 from align_minimal.using.retrieval import compose
 from align_minimal.wordpiece import learn_pieces, wordpiece
 
@@ -722,7 +722,8 @@ def temperature_scaling(function: Callable) -> str:
 
 @exercise("10.1")
 def passing(answer: list[str]) -> str:
-    from align_minimal.training.pairs import Filters, Pair
+    from align_minimal.training.filters import Filters
+    from align_minimal.training.pairs import Pair
 
     texts = ["cat", "a cat", "a cat sleeping", "DSC_0042.JPG", "click here to enlarge"]
     keep = Filters([Pair(str(i), b"", (text,)) for i, text in enumerate(texts)])

@@ -691,7 +691,7 @@ def unreadable(function: Callable[[list[str]], list[str]]) -> str:
 def order(function: Callable) -> str:
     draw = torch.Generator().manual_seed(0)
     embeds, image, text = (F.normalize(torch.randn(n, 8, generator=draw), dim=-1) for n in (40, 1, 1))
-    for w in (0.0, 0.5, 1.0, 2.0, 4.0):
+    for w in (0.25, 0.5, 1.0, 2.0, 4.0):
         right = (embeds @ compose(text[0], image[0], text_weight=w)).argsort(descending=True)
         given = torch.as_tensor(function(embeds @ image[0], embeds @ text[0], w))
         if torch.equal(given, right.flip(0)):

@@ -47,10 +47,10 @@ ORDER = [
     "training.processes",
     "training.loop",
     "training.command",
+    "commands.flags",
     "commands.page",
     "commands.demo",
     "commands.commands",
-    "commands.flags",
     "__main__",
 ]
 # Imported inside the function that offers the other path.
@@ -84,6 +84,7 @@ WITHOUT_AN_EXAMPLE += (
     *(
         "commands.demo.import_gradio",
         "commands.demo.make_demo",
+        "commands.demo.only_uploads",
         "commands.demo.serve",
     ),  # need gradio, or run until Ctrl-C
     *(

@@ -12,7 +12,7 @@ from pathlib import Path
 import matplotlib.pyplot as plt
 
 from align_minimal import AlignModel, AlignProcessor
-from align_minimal.image_processor import load_image
+from align_minimal.support.image_files import load_image
 from align_minimal.using.retrieval import ZeroShotClassifier
 
 HERE = Path(__file__).resolve().parent

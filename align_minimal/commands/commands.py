@@ -16,9 +16,9 @@ from pathlib import Path
 import torch
 from tqdm import tqdm
 
-from ..image_processor import load_image
 from ..model import AlignModel
 from ..processor import AlignProcessor
+from ..support.image_files import load_image
 from ..support.terminal import one_line
 from ..training.dataset import Pairs
 from ..using.pictures import check_file, find_pictures

@@ -20,10 +20,11 @@ import tempfile
 from collections.abc import Callable
 from pathlib import Path
 
-from ..image_processor import open_image, to_rgb
 from ..model import AlignModel
 from ..processor import AlignProcessor
 from ..support.hub import weights_folder
+from ..support.image_files import open_image
+from ..support.rgb import to_rgb
 from ..using.zero_shot import ZeroShotClassifier
 
 EXAMPLE_LABELS = "red apple, bicycle, cat, cup of coffee, dog, fish, guitar, pizza, rocket, snail, snowman"

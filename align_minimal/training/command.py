@@ -12,8 +12,8 @@ import signal
 import sys
 import warnings
 
-from ..image_processor import open_image
 from ..support.hub import write_atomically, write_json
+from ..support.image_files import open_image
 from ..using.retrieval import evaluate, print_recall
 from .batches import batches
 from .dataset import Pairs

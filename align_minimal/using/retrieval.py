@@ -17,9 +17,10 @@ import torch.nn.functional as F
 from torch import Tensor
 from tqdm import tqdm
 
-from ..image_processor import open_image, to_rgb
 from ..model import AlignModel
 from ..processor import AlignProcessor
+from ..support.image_files import open_image
+from ..support.rgb import to_rgb
 from .pictures import read_ahead
 
 # ---- embeddings --------------------------------------------------------------------------------------------

@@ -17,9 +17,9 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ..bert import SelfAttention
-from ..image_processor import load_image
 from ..model import AlignModel
 from ..processor import AlignProcessor
+from ..support.image_files import load_image
 from ..support.terminal import one_line
 
 

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from align_minimal import AlignModel, AlignProcessor
-from align_minimal.image_processor import load_image
+from align_minimal.support.image_files import load_image
 from tests.lab import compare
 from tests.reference.parity import transformers
 

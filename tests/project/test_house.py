@@ -16,6 +16,11 @@ ORDER = [
     "support.settings",
     "support.checks",
     "support.weights_file",
+    "support.rgb",
+    "support.image_files",
+    "support.image_options",
+    "support.batching",
+    "support.vocab_files",
     "config",
     "checkpoint",
     "efficientnet",
@@ -23,6 +28,7 @@ ORDER = [
     "contrastive",
     "model",
     "wordpiece",
+    "training.vocabulary",
     "tokenizer",
     "image_processor",
     "processor",
@@ -55,6 +61,7 @@ ORDER = [
 ]
 # Imported inside the function that offers the other path.
 DISPATCH = {"contrastive": {"training.large_batch"}, "model": {"using.inference"}}
+DISPATCH["tokenizer"] = {"training.vocabulary"}
 ROOMS = ("commands", "support", "training", "using")
 SOURCES = {
     ".".join(p.relative_to(PACKAGE).with_suffix("").parts): ast.parse(p.read_text(encoding="utf-8"))

@@ -32,11 +32,12 @@ from align_minimal import (
 )
 from align_minimal.checkpoint import hugging_face_key
 from align_minimal.efficientnet import block_specs, round_filters
-from align_minimal.image_processor import load_image
+from align_minimal.support.image_files import load_image
 from align_minimal.training.lamb import Lamb
 from align_minimal.training.step import PairEncoder, loss_floor, split
+from align_minimal.training.vocabulary import learn_pieces
 from align_minimal.using.retrieval import compose
-from align_minimal.wordpiece import learn_pieces, wordpiece
+from align_minimal.wordpiece import wordpiece
 
 JUDGES: dict[str, Callable[[Any], str]] = {}
 SAMPLES = Path(__file__).resolve().parent.parent / "weights" / "samples"

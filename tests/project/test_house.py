@@ -13,6 +13,7 @@ ORDER = [
     "support.outputs",
     "support.terminal",
     "support.hub",
+    "support.values",
     "support.settings",
     "support.checks",
     "support.weights_file",

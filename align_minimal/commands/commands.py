@@ -35,6 +35,7 @@ from ..using.zero_shot import (
     zero_shot_accuracy,
 )
 from . import page
+from .flags import about_model
 
 
 def check_device(name: str, parser: argparse.ArgumentParser) -> None:
@@ -190,13 +191,13 @@ def run_evaluate(args: argparse.Namespace, parser: argparse.ArgumentParser) -> N
         print_result(result)
 
 
-def run_demo(args: argparse.Namespace, parser: argparse.ArgumentParser) -> None:
+def run_demo(args: argparse.Namespace, parser: argparse.ArgumentParser) -> int:
     from . import demo
 
     check_device(args.device, parser)
     demo.import_gradio()
     demo.check_address(args.host, args.port)
-    demo.serve(*load_for_inference(args), args.host, args.port)
+    return demo.serve(*load_for_inference(args), args.host, args.port, about_model(args.model))
 
 
 def run_train(args: argparse.Namespace, parser: argparse.ArgumentParser) -> int | None:

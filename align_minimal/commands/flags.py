@@ -7,6 +7,12 @@ import argparse
 from ..support.hub import weights_folder
 from ..support.terminal import one_line, unicode
 
+SHIPPED = str(weights_folder() / "emoji")
+DRAWINGS = (
+    "The model that comes with the program knows drawings, such as emoji, but not photographs. "
+    "For photographs, use --model kakaobrain/align-base."
+)
+
 
 class Parser(argparse.ArgumentParser):
     """argparse, with errors of one line."""
@@ -149,6 +155,15 @@ def add_trace(commands) -> None:
     add_model_arguments(parser)
 
 
+def about_model(name: str) -> str:
+    """A sentence about what a model can be asked; empty for a model that others have made.
+
+    >>> about_model(SHIPPED)[:60], about_model("kakaobrain/align-base")
+    ('The model that comes with the program knows drawings, such a', '')
+    """
+    return DRAWINGS if name == SHIPPED else ""
+
+
 # ---- checks of single values -------------------------------------------------------------------------------
 
 
@@ -176,7 +191,7 @@ def text_weight(text: str) -> float:
 def add_model_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--model",
-        default=str(weights_folder() / "emoji"),
+        default=SHIPPED,
         metavar="DIR_OR_NAME",
         help="a checkpoint: a folder, or a name such as kakaobrain/align-base (default: the one that "
         "comes with the program)",

@@ -13,6 +13,7 @@ ORDER = [
     "support.outputs",
     "support.terminal",
     "support.hub",
+    "support.values",
     "support.settings",
     "support.checks",
     "support.weights_file",
@@ -45,18 +46,19 @@ ORDER = [
     "using.search",
     "using.trace",
     "training.augment",
+    "training.processes",
     "training.batches",
     "training.step",
     "training.options",
     "training.build",
+    "training.resume",
     "training.run_folder",
-    "training.processes",
     "training.loop",
     "training.command",
+    "commands.flags",
     "commands.page",
     "commands.demo",
     "commands.commands",
-    "commands.flags",
     "__main__",
 ]
 # Imported inside the function that offers the other path.
@@ -91,6 +93,7 @@ WITHOUT_AN_EXAMPLE += (
     *(
         "commands.demo.import_gradio",
         "commands.demo.make_demo",
+        "commands.demo.only_uploads",
         "commands.demo.serve",
     ),  # need gradio, or run until Ctrl-C
     *(

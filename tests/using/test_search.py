@@ -556,7 +556,8 @@ def test_a_folder_that_cannot_be_read_is_said_and_left_out(capsys, checkpoint, p
     for argv in (["search", pictures, "a dog"], ["classify", pictures, "--labels", "dog"]):
         status, out, err = run(capsys, *argv, "--model", checkpoint, "--json")
         assert status == 0 and len(json.loads(out)["results"]) == 3
-        assert err == f"align-minimal: warning: skipped: {pictures / 'deep'}: Permission denied\n"
+        assert err.startswith(f"align-minimal: warning: skipped: {pictures / 'deep'}: Permission denied\n")
+        assert err.count("skipped") == 1
     argv = ["search", pictures / "deep", "a dog", "--model", checkpoint]
     refused(capsys, *argv, status=1, says=[pictures / "deep", "Permission denied"])
 

@@ -45,7 +45,7 @@ from align_minimal.support.checks import (
     check_text,
     check_width,
 )
-from align_minimal.support.outputs import ModelOutput
+from align_minimal.support.outputs import AlignOutput, TextOutput, VisionOutput
 
 
 def round_filters(channels: int, config: AlignVisionConfig) -> int:
@@ -176,7 +176,7 @@ class AlignVisionModel(PretrainedModel):
     def forward(
         self, pixel_values: Tensor | None = None,
         output_hidden_states: bool | None = None, return_dict: bool | None = None,
-    ) -> ModelOutput | tuple:  # fmt: skip
+    ) -> VisionOutput | tuple:  # fmt: skip
         """hidden_states, where asked for, are the stem's output and every block's."""
         raise NotImplementedError
 
@@ -309,7 +309,7 @@ class AlignTextModel(PretrainedModel):
         head_mask: Tensor | None = None, inputs_embeds: Tensor | None = None,
         output_attentions: bool | None = None, output_hidden_states: bool | None = None,
         return_dict: bool | None = None,
-    ) -> ModelOutput | tuple:  # fmt: skip
+    ) -> TextOutput | tuple:  # fmt: skip
         """attention_mask: (B, T) or (B, T, T), 1 = attend. head_mask: (N,) or (layers, N), 1 = keep.
 
         hidden_states, where asked for, are the embeddings and every layer's output; attentions, every
@@ -368,7 +368,7 @@ class AlignModel(PretrainedModel):
     def __init__(self, config: AlignConfig):
         raise NotImplementedError
 
-    def project_text(self, text: ModelOutput) -> Tensor:
+    def project_text(self, text: TextOutput) -> Tensor:
         """The text tower's output as embeddings, not normalized: [CLS] projected. (B, T, H) → (B, D)"""
         raise NotImplementedError
 
@@ -399,7 +399,7 @@ class AlignModel(PretrainedModel):
         inputs_embeds: Tensor | None = None, return_loss: bool | None = None,
         output_attentions: bool | None = None, output_hidden_states: bool | None = None,
         return_dict: bool | None = None,
-    ) -> ModelOutput | tuple:  # fmt: skip
+    ) -> AlignOutput | tuple:  # fmt: skip
         """Compare every text (B_t, T) with every image (B_i, 3, H, W).
 
         → logits_per_image (B_i, B_t), logits_per_text, text_embeds (B_t, D) and image_embeds (B_i, D), both

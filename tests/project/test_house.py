@@ -11,6 +11,7 @@ import align_minimal
 PACKAGE = Path(align_minimal.__file__).parent
 ORDER = [
     "support.outputs",
+    "support.module",
     "support.hub",
     "support.values",
     "support.settings",

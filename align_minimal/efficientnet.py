@@ -231,6 +231,7 @@ class AlignVisionModel(PretrainedModel):
 
     config_class = AlignVisionConfig
     prefix = "vision_model."
+    input_embeddings = "stem.conv"
 
     def __init__(self, config: AlignVisionConfig):
         super().__init__(config)

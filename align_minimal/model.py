@@ -34,6 +34,7 @@ class AlignModel(PretrainedModel):
     """
 
     config_class = AlignConfig
+    input_embeddings = "text_model.embeddings.word"
 
     def __init__(self, config: AlignConfig):
         super().__init__(config)

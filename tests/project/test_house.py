@@ -12,6 +12,7 @@ PACKAGE = Path(align_minimal.__file__).parent
 ORDER = [
     "support.outputs",
     "support.terminal",
+    "support.module",
     "support.hub",
     "support.values",
     "support.settings",

@@ -177,7 +177,7 @@ class Prepare:
         """A decoded image, resized. → (3 or 4, side, side) uint8. ValueError naming one that is broken."""
         if pair.name in self.cache:
             return self.cache[pair.name]
-        image = open_image(pair.picture(), pair.name)
+        image = open_image(pair.picture(), pair.name, at_least=2 * self.side)
         if self.mode == "RGB" or not image.has_transparency_data:
             image = to_rgb(image)  # deep grey, too, which Pillow's convert would clip
         if image.mode != self.mode:

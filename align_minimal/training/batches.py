@@ -138,13 +138,13 @@ def batches_in(pairs: Pairs, size: int, seed: int, epochs: int) -> int:
     >>> batches_in(pairs, 2, seed=0, epochs=4)
     6
     """
-    found, carried = 0, 0
+    found = 0
     for _, position in batches(pairs, size, seed):
-        carried = len(position.carry)
         if position.epoch:
             break
         found += 1
-    return epochs * found + (epochs * carried // size if carried < size else 0)
+    carried = len(position.carry) if position.block == 0 else 0  # into the second epoch
+    return epochs * found + epochs * carried // size
 
 
 @dataclass

@@ -9,7 +9,6 @@ from __future__ import annotations
 import argparse
 import csv
 import json
-import re
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -17,11 +16,12 @@ from pathlib import Path
 import torch
 from tqdm import tqdm
 
-from ..image_processor import load_image
 from ..model import AlignModel
 from ..processor import AlignProcessor
+from ..support.image_files import load_image
+from ..support.terminal import one_line
 from ..training.dataset import Pairs
-from ..using.pictures import find_pictures
+from ..using.pictures import check_file, find_pictures
 from ..using.retrieval import embed_images, evaluate, print_recall, readable
 from ..using.search import ImageIndex
 from ..using.trace import trace_pair
@@ -35,6 +35,7 @@ from ..using.zero_shot import (
     zero_shot_accuracy,
 )
 from . import page
+from .flags import about_model
 
 
 def check_device(name: str, parser: argparse.ArgumentParser) -> None:
@@ -56,7 +57,10 @@ def load_for_inference(args: argparse.Namespace) -> tuple[AlignModel, AlignProce
 
 
 def print_json(args: argparse.Namespace, **content) -> None:
-    print(json.dumps({"model": args.model, **content}, indent=2))
+    try:
+        print(json.dumps({"model": args.model, **content}, indent=2, allow_nan=False))
+    except ValueError:
+        raise ValueError(f"{args.model}: a result is not a finite number: the model is broken") from None
 
 
 # ---- classify ----------------------------------------------------------------------------------------------
@@ -109,11 +113,11 @@ def classify(
 def print_table(results: list[dict]) -> None:
     """Print a block for each picture: labels, probabilities, and a bar for each probability."""
     for result in results:
-        print(result["image"])
-        width = max(len(entry["label"]) for entry in result["labels"])
+        print(one_line(result["image"]))
+        width = max(len(one_line(entry["label"])) for entry in result["labels"])
         for entry in result["labels"]:
             bar = "█" * round(30 * entry["probability"])
-            print(f"  {entry['label']:<{width}}  {entry['probability']:6.1%}  {bar}".rstrip())
+            print(f"  {one_line(entry['label']):<{width}}  {entry['probability']:6.1%}  {bar}".rstrip())
 
 
 def print_csv(results: list[dict]) -> None:
@@ -131,7 +135,7 @@ def print_csv(results: list[dict]) -> None:
 
 def run_search(args: argparse.Namespace, parser: argparse.ArgumentParser) -> None:
     if not args.queries and args.image is None:
-        parser.error("nothing to search for: give a QUERY or --image")
+        parser.error("nothing to search for: give a QUERY or --image REF")
     for text in [*args.queries, *([] if args.minus is None else [args.minus])]:
         if not text.strip():
             parser.error(f"query {text!r} is empty")
@@ -139,6 +143,7 @@ def run_search(args: argparse.Namespace, parser: argparse.ArgumentParser) -> Non
     if args.html:
         page.check_page(Path(args.html))  # the cheap mistake first
     if args.image is not None:
+        check_file(Path(args.image))
         load_image(args.image)  # an error here, if any, and not after the folder was embedded
     index = ImageIndex(args.folder, *load(args), args.index)
     queries = index.queries(args.queries, args.image, args.minus, args.text_weight)
@@ -164,15 +169,6 @@ def title(query: str | None, image: str | None, minus: str | None) -> str:
     )
 
 
-def one_line(name: object) -> str:
-    r"""A name for a table: characters that would end the line, or control the terminal, are escaped.
-
-    >>> print(one_line("two\nlines.png"))
-    two\nlines.png
-    """
-    return re.sub(r"[\x00-\x1f\x7f-\x9f\u2028\u2029]", lambda match: repr(match[0])[1:-1], str(name))
-
-
 # ---- evaluate, demo, train, trace --------------------------------------------------------------------------
 
 
@@ -195,13 +191,13 @@ def run_evaluate(args: argparse.Namespace, parser: argparse.ArgumentParser) -> N
         print_result(result)
 
 
-def run_demo(args: argparse.Namespace, parser: argparse.ArgumentParser) -> None:
+def run_demo(args: argparse.Namespace, parser: argparse.ArgumentParser) -> int:
     from . import demo
 
     check_device(args.device, parser)
     demo.import_gradio()
     demo.check_address(args.host, args.port)
-    demo.serve(*load_for_inference(args), args.host, args.port)
+    return demo.serve(*load_for_inference(args), args.host, args.port, about_model(args.model))
 
 
 def run_train(args: argparse.Namespace, parser: argparse.ArgumentParser) -> int | None:
@@ -215,8 +211,7 @@ def run_trace(args: argparse.Namespace, parser: argparse.ArgumentParser) -> None
     if not args.text.strip():
         parser.error(f"text {args.text!r} is empty")
     check_device(args.device, parser)
-    if not Path(args.image).exists():
-        raise FileNotFoundError(f"{args.image}: no such file")
+    check_file(Path(args.image))
     trace_pair(*load(args), Path(args.image), args.text, args.depth)
 
 

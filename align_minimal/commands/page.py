@@ -13,8 +13,8 @@ import io
 from collections.abc import Iterable
 from pathlib import Path
 
-from ..image_processor import load_image
 from ..support.hub import check_own, write_atomically
+from ..support.image_files import load_image
 
 SIDE = 256  # pixels of a thumbnail's longer side
 MARK = b'<meta name="generator" content="align-minimal">'  # by which a page is known as one of ours

@@ -23,8 +23,10 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
-from ..image_processor import EfficientNetImageProcessor, open_image, to_rgb
+from ..image_processor import EfficientNetImageProcessor
+from ..support.image_files import open_image
 from ..support.outputs import Batch
+from ..support.rgb import to_rgb
 from ..tokenizer import BertTokenizer
 from .augment import AUGMENTATIONS, RESIZE
 from .dataset import Pairs, Place
@@ -207,13 +209,13 @@ class Prepare:
         flips = torch.tensor([flip for _, flip in drawn])
         # Randomness was drawn for unreadable images too, so that the readable ones do not change.
         augmented = self.augment(torch.stack(images), self.size, flips, draw)[readable]
-        pixels = [self.image_processor.normalize(x) for x in augmented.permute(0, 2, 3, 1).numpy()]
+        pixels = [self.image_processor.scale(x) for x in augmented.numpy()]
         texts = [drawn[i][0] for i in readable]
         ids = self.tokenizer(
             texts, padding=True, truncation=True, max_length=self.max_tokens, return_tensors="pt"
         )
         return Batch(
-            pixel_values=torch.from_numpy(np.stack(pixels)).permute(0, 3, 1, 2).contiguous(),
+            pixel_values=torch.from_numpy(np.stack(pixels)),
             input_ids=ids["input_ids"],
             attention_mask=ids["attention_mask"],
             names=names,

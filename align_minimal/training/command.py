@@ -13,8 +13,8 @@ import signal
 import sys
 import warnings
 
-from ..image_processor import open_image
 from ..support.hub import read_json, write_atomically, write_json
+from ..support.image_files import open_image
 from ..using.retrieval import evaluate, print_recall
 from .batches import batches, batches_in
 from .dataset import Pairs

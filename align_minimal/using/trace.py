@@ -17,9 +17,10 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ..bert import SelfAttention
-from ..image_processor import load_image
 from ..model import AlignModel
 from ..processor import AlignProcessor
+from ..support.image_files import load_image
+from ..support.terminal import one_line
 
 
 @dataclass(frozen=True)
@@ -146,13 +147,15 @@ def trace_pair(
         text=text, images=load_image(image), padding=True, truncation=True, return_tensors="pt"
     ).to(model.temperature.device)
     rows = trace(model, batch)
-    print_trace(rows, depth)
     with torch.inference_mode():
         out = model(**batch)
     cosine = F.cosine_similarity(out.text_embeds, out.image_embeds).item()
     sigma = model.temperature.item()
+    if not sigma > 0:
+        raise ValueError(f"the model's temperature is {sigma}; it must be above 0")
+    print_trace(rows, depth)
     tokens = processor.tokenizer.convert_ids_to_tokens(batch["input_ids"][0].tolist())
     parameters = sum(p.numel() for p in model.parameters())
     total = sum(row.multiply_adds for row in rows if "." not in row.name)
-    print(f"\n{parameters:,} parameters, {total:,} multiply-adds; tokens: {' '.join(tokens)}")
+    print(f"\n{parameters:,} parameters, {total:,} multiply-adds; tokens: {one_line(' '.join(tokens))}")
     print(f"cosine {cosine:.4f} / temperature {sigma:.4f} = logit {cosine / sigma:.4f}")

@@ -25,8 +25,8 @@ from torch import Tensor
 from align_minimal import AlignModel, AlignProcessor
 from align_minimal.checkpoint import hugging_face_key
 from align_minimal.efficientnet import DropConnect
-from align_minimal.image_processor import load_image
 from align_minimal.support.hub import find_file, write_atomically
+from align_minimal.support.image_files import load_image
 from align_minimal.using.trace import first_tensor
 from tests.reference.parity import GRADIENTS, VALUES, relative_error
 

@@ -3,7 +3,7 @@
     python -m tests.lab.loading                       # writes shards of small pictures, and removes them
     python -m tests.lab.loading shards/ --batch 256   # shards of your own
 
-Two tables in Markdown. "resumed after": batches that the run had done before; the time is that to the next one.
+Two tables in Markdown. "resumed after" so many batches: the time to the next one.
 Pairs a second: of all batches after the first, pictures prepared at 64 pixels.
 """
 

@@ -11,10 +11,17 @@ import align_minimal
 PACKAGE = Path(align_minimal.__file__).parent
 ORDER = [
     "support.outputs",
+    "support.terminal",
     "support.hub",
+    "support.values",
     "support.settings",
     "support.checks",
     "support.weights_file",
+    "support.rgb",
+    "support.image_files",
+    "support.image_options",
+    "support.batching",
+    "support.vocab_files",
     "config",
     "checkpoint",
     "efficientnet",
@@ -22,6 +29,7 @@ ORDER = [
     "contrastive",
     "model",
     "wordpiece",
+    "training.vocabulary",
     "tokenizer",
     "image_processor",
     "processor",
@@ -47,14 +55,15 @@ ORDER = [
     "training.run_folder",
     "training.loop",
     "training.command",
+    "commands.flags",
     "commands.page",
     "commands.demo",
     "commands.commands",
-    "commands.flags",
     "__main__",
 ]
 # Imported inside the function that offers the other path.
 DISPATCH = {"contrastive": {"training.large_batch"}, "model": {"using.inference"}}
+DISPATCH["tokenizer"] = {"training.vocabulary"}
 ROOMS = ("commands", "support", "training", "using")
 SOURCES = {
     ".".join(p.relative_to(PACKAGE).with_suffix("").parts): ast.parse(p.read_text(encoding="utf-8"))
@@ -84,6 +93,7 @@ WITHOUT_AN_EXAMPLE += (
     *(
         "commands.demo.import_gradio",
         "commands.demo.make_demo",
+        "commands.demo.only_uploads",
         "commands.demo.serve",
     ),  # need gradio, or run until Ctrl-C
     *(

@@ -478,8 +478,10 @@ def test_pixels_are_a_crop_of_the_resized_image_mirrored_only_where_asked(tokeni
     pairs = [Pair(f"{i}", encoded(picture(i)), ("a",), mirror=i % 2 == 0) for i in range(12)]
     for flip in (False, True):
         prepare, seen = preparer(tokenizer, flip=flip), []
-        normalize = prepare.image_processor.normalize
-        prepare.image_processor.normalize = lambda x, seen=seen, n=normalize: seen.append(x.copy()) or n(x)
+        scale = prepare.image_processor.scale
+        prepare.image_processor.scale = lambda x, seen=seen, f=scale: (
+            seen.append(x.transpose(1, 2, 0)) or f(x)
+        )
         prepare(pairs, "seed")
         places, mirrored = set(), []
         for i, crop in enumerate(seen):

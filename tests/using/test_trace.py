@@ -7,7 +7,7 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 from align_minimal import AlignConfig, AlignModel, AlignProcessor
-from align_minimal.image_processor import load_image
+from align_minimal.support.image_files import load_image
 from align_minimal.using.trace import trace
 from tests.using.test_cli import refused, run
 

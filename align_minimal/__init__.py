@@ -19,6 +19,8 @@ if TYPE_CHECKING:  # the same names, for type checkers and editors
     from .tokenizer import BertTokenizer
     from .tokenizer import BertTokenizer as AutoTokenizer
 
+__version__ = "0.1.0"
+
 HOME = {  # the module of each name
     "PRESETS": "config",
     "AlignConfig": "config",

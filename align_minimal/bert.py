@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from .checkpoint import PretrainedModel  # an nn.Module that can be loaded and saved; read it last
 from .config import AlignTextConfig, get_activation
 from .support.checks import check_head_mask, check_text
-from .support.outputs import ModelOutput
+from .support.outputs import TextOutput
 
 
 class BertEmbeddings(nn.Module):
@@ -218,7 +218,7 @@ class AlignTextModel(PretrainedModel):
         head_mask: Tensor | None = None, inputs_embeds: Tensor | None = None,
         output_attentions: bool | None = None, output_hidden_states: bool | None = None,
         return_dict: bool | None = None,
-    ) -> ModelOutput | tuple:  # fmt: skip
+    ) -> TextOutput | tuple:  # fmt: skip
         """attention_mask: (B, T) or (B, T, T), 1 = attend. head_mask: (N,) or (layers, N), 1 = keep.
 
         hidden_states, where asked for, are the embeddings and every layer's output; attentions, every
@@ -234,7 +234,7 @@ class AlignTextModel(PretrainedModel):
                 hidden_states.append(x)
             if output_attentions:
                 attentions.append(weights)
-        output = ModelOutput(
+        output = TextOutput(
             last_hidden_state=x,
             pooler_output=None if self.pooler is None else torch.tanh(self.pooler(x[:, 0])),
             hidden_states=tuple(hidden_states) if output_hidden_states else None,

@@ -13,8 +13,9 @@ from typing import Any, ClassVar
 
 import torch.nn.functional as F
 
-from .support.checks import check_numbers, check_text_config, check_vision_config
+from .support.checks import check_align_config, check_text_config, check_vision_config
 from .support.settings import Config
+from .support.values import shown
 
 ACTIVATIONS: dict[str, Callable] = {
     "gelu": F.gelu,  # the exact one, x·Φ(x)
@@ -35,8 +36,8 @@ def get_activation(name: str | Callable) -> Callable:
     """
     if callable(name):
         return name
-    if name not in ACTIVATIONS:
-        raise ValueError(f"hidden_act {name!r} is not one of {', '.join(ACTIVATIONS)}, nor a callable")
+    if not isinstance(name, str) or name not in ACTIVATIONS:
+        raise ValueError(f"hidden_act {shown(name)} is not one of {', '.join(ACTIVATIONS)}, nor a callable")
     return ACTIVATIONS[name]
 
 
@@ -159,7 +160,7 @@ class AlignConfig(Config):
     initializer_range: float = 0.02
 
     def __post_init__(self):
-        check_numbers(self, ("projection_dim",), above_0=("temperature_init_value", "initializer_range"))
+        check_align_config(self)
         for name, kind in (("text_config", AlignTextConfig), ("vision_config", AlignVisionConfig)):
             value = getattr(self, name)
             if value is None or isinstance(value, dict):

@@ -46,7 +46,7 @@ def contrastive_loss(
 
         return tiled_loss(text_embeds, image_embeds, temperature, label_smoothing, tile, distributed)
     logits = text_embeds @ image_embeds.T / temperature  # (B, B): row i, column j is y_i·x_j/σ
-    labels = torch.arange(len(logits), device=logits.device)  # text i belongs to image i
+    labels = torch.arange(logits.shape[0], device=logits.device)  # text i belongs to image i
     text_to_image = F.cross_entropy(logits, labels, label_smoothing=label_smoothing)
     image_to_text = F.cross_entropy(logits.T, labels, label_smoothing=label_smoothing)
     return (text_to_image + image_to_text) / 2

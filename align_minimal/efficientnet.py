@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from .checkpoint import PretrainedModel  # an nn.Module that can be loaded and saved; read it last
 from .config import AlignVisionConfig, get_activation
 from .support.checks import check_pixel_values
-from .support.outputs import ModelOutput
+from .support.outputs import VisionOutput
 
 
 def round_filters(channels: int, config: AlignVisionConfig) -> int:
@@ -173,7 +173,7 @@ class DropConnect(nn.Module):
         if not self.training or self.rate == 0:
             return x
         keep = 1 - self.rate
-        kept = torch.empty(len(x), 1, 1, 1, dtype=x.dtype, device=x.device).bernoulli_(keep)
+        kept = torch.empty(x.shape[0], 1, 1, 1, dtype=x.dtype, device=x.device).bernoulli_(keep)
         return x * (kept / keep)
 
 
@@ -250,7 +250,7 @@ class AlignVisionModel(PretrainedModel):
     def forward(
         self, pixel_values: Tensor | None = None,
         output_hidden_states: bool | None = None, return_dict: bool | None = None,
-    ) -> ModelOutput | tuple:  # fmt: skip
+    ) -> VisionOutput | tuple:  # fmt: skip
         """hidden_states, where asked for, are the stem's output and every block's."""
         check_pixel_values(pixel_values, self.config)
         x = self.stem(pixel_values)  # (B, C_stem, ⌊H/2⌋, ⌊W/2⌋)
@@ -260,7 +260,7 @@ class AlignVisionModel(PretrainedModel):
             if output_hidden_states:
                 hidden_states.append(x)
         pooled = x.mean((2, 3)) if self.config.pooling_type == "mean" else x.amax((2, 3))  # (B, C)
-        output = ModelOutput(
+        output = VisionOutput(
             last_hidden_state=x,
             pooler_output=pooled,
             hidden_states=tuple(hidden_states) if output_hidden_states else None,

@@ -19,7 +19,7 @@ from .config import AlignConfig
 from .contrastive import contrastive_loss
 from .efficientnet import AlignVisionModel, round_filters
 from .support.checks import check_width
-from .support.outputs import ModelOutput
+from .support.outputs import AlignOutput, TextOutput
 
 
 class AlignModel(PretrainedModel):
@@ -46,7 +46,7 @@ class AlignModel(PretrainedModel):
         nn.init.xavier_uniform_(self.text_projection.weight)
         nn.init.zeros_(self.text_projection.bias)
 
-    def project_text(self, text: ModelOutput) -> Tensor:
+    def project_text(self, text: TextOutput) -> Tensor:
         """The text tower's output as embeddings, not normalized: [CLS] projected. (B, T, H) → (B, D)"""
         return self.text_projection(text.last_hidden_state[:, 0])
 
@@ -78,7 +78,7 @@ class AlignModel(PretrainedModel):
         inputs_embeds: Tensor | None = None, return_loss: bool | None = None,
         output_attentions: bool | None = None, output_hidden_states: bool | None = None,
         return_dict: bool | None = None,
-    ) -> ModelOutput | tuple:  # fmt: skip
+    ) -> AlignOutput | tuple:  # fmt: skip
         """Compare every text (B_t, T) with every image (B_i, 3, H, W).
 
         → logits_per_image (B_i, B_t), logits_per_text, text_embeds (B_t, D) and image_embeds (B_i, D), both
@@ -92,7 +92,7 @@ class AlignModel(PretrainedModel):
         x = x / x.norm(dim=-1, keepdim=True)
         y = y / y.norm(dim=-1, keepdim=True)
         logits_per_text = y @ x.T / self.temperature  # (B_t, B_i): cosines over σ
-        output = ModelOutput(
+        output = AlignOutput(
             loss=contrastive_loss(y, x, self.temperature) if return_loss else None,
             logits_per_image=logits_per_text.T,
             logits_per_text=logits_per_text,

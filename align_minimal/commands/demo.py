@@ -1,6 +1,6 @@
 """Zero-shot classification in the browser: drop a picture, type labels, see a bar for each label.
 
-    pip install 'align_minimal[demo]'
+    pip install 'gradio>=6'
     align-minimal demo
 
 The library gradio serves the page, to this machine only, unless --host says otherwise. Nothing is sent
@@ -76,7 +76,7 @@ def import_gradio():
     except ModuleNotFoundError as error:
         if error.name != "gradio":
             raise
-        raise ModuleNotFoundError("demo needs gradio: pip install 'align_minimal[demo]'") from None
+        raise ModuleNotFoundError("demo needs gradio: pip install 'gradio>=6'") from None
     return gradio
 
 

@@ -5,34 +5,63 @@ An error of type is a TypeError, an error of value a ValueError. Nothing here ch
 
 from __future__ import annotations
 
-import math
+from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from .values import Kind, above_0, check_values, list_of, rate, shown, switch, whole
+
 # ---- configurations
 
 
-def check_numbers(
-    config: Any, whole: tuple[str, ...] = (), rates: tuple[str, ...] = (), above_0: tuple[str, ...] = ()
-) -> None:
-    """ValueError unless fields are whole numbers from 1 up, rates in [0, 1), finite numbers above 0.
+# What a field's value must be, by its name: the same for a keyword and for a key of config.json.
+STAGE_LIST = list_of(whole(), "whole numbers above 0", most=1000)
+TEXT_KINDS: dict[str, Kind] = {
+    "vocab_size": whole(),
+    "hidden_size": whole(),
+    "num_hidden_layers": whole(),
+    "num_attention_heads": whole(),
+    "intermediate_size": whole(),
+    "max_position_embeddings": whole(),
+    "type_vocab_size": whole(),
+    "hidden_dropout_prob": rate,
+    "attention_probs_dropout_prob": rate,
+    "initializer_range": above_0,
+    "layer_norm_eps": above_0,
+    "use_cache": switch,
+}
+VISION_KINDS: dict[str, Kind] = {
+    "num_channels": whole(),
+    "image_size": whole(),
+    "depth_divisor": whole(),
+    "hidden_dim": whole(),
+    "drop_connect_rate": rate,
+    "batch_norm_momentum": rate,
+    "width_coefficient": above_0,
+    "depth_coefficient": above_0,
+    "squeeze_expansion_ratio": above_0,
+    "initializer_range": above_0,
+    "batch_norm_eps": above_0,
+    "depthwise_padding": list_of(whole(0), "block indices from 0 up"),
+}
+ALIGN_KINDS: dict[str, Kind] = {
+    "projection_dim": whole(),
+    "temperature_init_value": above_0,
+    "initializer_range": above_0,
+}
+
+
+def check_align_config(config: Any) -> None:
+    """ValueError naming the first of an AlignConfig's own fields that cannot be.
 
     >>> from align_minimal import AlignConfig
-    >>> check_numbers(AlignConfig(), whole=("projection_dim",), rates=("temperature_init_value",))
+    >>> AlignConfig(temperature_init_value=0.0)
     Traceback (most recent call last):
-    ValueError: temperature_init_value must lie in [0, 1), not 1.0
+    ValueError: temperature_init_value must be a number above 0, not 0.0
     """
-    for names, kinds, valid, wanted in (
-        (whole, int, lambda x: x >= 1, "be a whole number of at least 1"),
-        (rates, (int, float), lambda x: 0 <= x < 1, "lie in [0, 1)"),
-        (above_0, (int, float), lambda x: 0 < x < math.inf, "be a number above 0"),
-    ):
-        for name in names:
-            value = getattr(config, name)
-            if not isinstance(value, kinds) or isinstance(value, bool) or not valid(value):
-                raise ValueError(f"{name} must {wanted}, not {value!r}")
+    check_values(vars(config), ALIGN_KINDS)
 
 
 def check_text_config(config: Any) -> None:
@@ -43,15 +72,10 @@ def check_text_config(config: Any) -> None:
     Traceback (most recent call last):
     ValueError: hidden_size 10 is not a multiple of num_attention_heads 3
     """
-    check_numbers(
-        config,
-        whole=("vocab_size", "hidden_size", "num_hidden_layers", "num_attention_heads")
-        + ("intermediate_size", "max_position_embeddings", "type_vocab_size"),
-        rates=("hidden_dropout_prob", "attention_probs_dropout_prob"),
-        above_0=("initializer_range", "layer_norm_eps"),
-    )
-    if config.pad_token_id not in range(config.vocab_size):
-        raise ValueError(f"pad_token_id must lie in [0, {config.vocab_size}), not {config.pad_token_id!r}")
+    check_values(vars(config), TEXT_KINDS)
+    pad = config.pad_token_id
+    if whole(0)(pad) or pad >= config.vocab_size:
+        raise ValueError(f"pad_token_id must lie in [0, {config.vocab_size}), not {shown(pad)}")
     if config.hidden_size % config.num_attention_heads:
         raise ValueError(
             f"hidden_size {config.hidden_size} is not a multiple of num_attention_heads "
@@ -59,9 +83,8 @@ def check_text_config(config: Any) -> None:
         )
     known = ("absolute", "relative_key", "relative_key_query")
     if config.position_embedding_type not in known:
-        raise ValueError(
-            f"position_embedding_type {config.position_embedding_type!r} is not one of {', '.join(known)}"
-        )
+        given = shown(config.position_embedding_type)
+        raise ValueError(f"position_embedding_type {given} is not one of {', '.join(known)}")
 
 
 def check_vision_config(config: Any, stage_lists: tuple[str, ...]) -> None:
@@ -74,28 +97,17 @@ def check_vision_config(config: Any, stage_lists: tuple[str, ...]) -> None:
     Traceback (most recent call last):
     ValueError: strides has 2 stages where kernel_sizes has 7
     """
-    check_numbers(
-        config,
-        whole=("num_channels", "image_size", "depth_divisor", "hidden_dim"),
-        rates=("drop_connect_rate", "batch_norm_momentum"),
-        above_0=("width_coefficient", "depth_coefficient", "squeeze_expansion_ratio")
-        + ("initializer_range", "batch_norm_eps"),
-    )
-    padded = config.depthwise_padding
-    if not isinstance(padded, (list, tuple)) or not all(isinstance(i, int) and i >= 0 for i in padded):
-        raise ValueError(f"depthwise_padding must be a list of block indices from 0 up, not {padded!r}")
+    check_values(vars(config), VISION_KINDS | dict.fromkeys(stage_lists, STAGE_LIST))
     for name in stage_lists:
         values = getattr(config, name)
-        if not isinstance(values, (list, tuple)) or not all(isinstance(v, int) and v > 0 for v in values):
-            raise ValueError(f"{name} must be a list of whole numbers above 0, not {values!r}")
         if len(values) != len(config.kernel_sizes) or not values:
             raise ValueError(
                 f"{name} has {len(values)} stages where kernel_sizes has {len(config.kernel_sizes)}"
             )
     if set(config.strides) - {1, 2}:
-        raise ValueError(f"strides must be 1 or 2, not {config.strides}")
+        raise ValueError(f"strides must be 1 or 2, not {shown(config.strides)}")
     if config.pooling_type not in ("mean", "max"):
-        raise ValueError(f"pooling_type {config.pooling_type!r} is not one of mean, max")
+        raise ValueError(f"pooling_type {shown(config.pooling_type)} is not one of mean, max")
 
 
 def check_kind(owner: str, config: Any, kind: type) -> None:
@@ -127,6 +139,23 @@ def check_width(projection_dim: int, width: int) -> None:
 # ---- the towers' inputs
 
 
+def is_true(test: Callable[[], Tensor]) -> bool:
+    """Whether `test()`, a tensor of one bool, is True. False where tensors have no values to look at.
+
+    They have none while a program is traced, compiled or exported, under torch.func.vmap, and on the meta
+    device. There the checks of values step aside; those of types and shapes stay.
+
+    >>> is_true(lambda: torch.ones(2).sum() > 1), is_true(lambda: torch.ones(2, device="meta").sum() > 1)
+    (True, False)
+    """
+    if torch.compiler.is_compiling() or torch.jit.is_tracing():
+        return False
+    try:
+        return bool(test())
+    except RuntimeError:  # what vmap, fake tensors and the meta device raise
+        return False
+
+
 def check_pixel_values(pixel_values: Tensor | None, config: Any) -> None:
     """TypeError or ValueError unless `pixel_values` is a finite float tensor (B, config.num_channels, H, W).
 
@@ -145,7 +174,7 @@ def check_pixel_values(pixel_values: Tensor | None, config: Any) -> None:
             f"pixel_values must be (batch, {config.num_channels}, height, width), "
             f"not {tuple(pixel_values.shape)}"
         )
-    if not pixel_values.isfinite().all():
+    if is_true(lambda: ~pixel_values.isfinite().all()):
         bad = pixel_values[~pixel_values.isfinite()][0].item()
         raise ValueError(f"pixel_values must be finite, but holds {bad}")
 
@@ -164,7 +193,7 @@ def check_ids(name: str, ids: Tensor | None, shape: tuple[int, ...], limit: int,
         raise TypeError(f"{name} must be a tensor of int64 or int32, not {kind}")
     if tuple(ids.shape) not in (shape, (1, *shape[1:])):
         raise ValueError(f"{name} must be {shape}, not {tuple(ids.shape)}")
-    if ids.numel() and (ids.min() < 0 or ids.max() >= limit):
+    if is_true(lambda: ((ids < 0) | (ids >= limit)).any()):
         bad = ids[(ids < 0) | (ids >= limit)][0].item()
         raise ValueError(f"{name} must lie in [0, {limit}), {what}, but holds {bad}")
 
@@ -185,7 +214,7 @@ def check_text(config: Any, ids, mask, types, positions, embeds) -> None:
     if given.ndim != rank or (rank == 3 and given.shape[2] != config.hidden_size):
         wanted = "(batch, tokens)" if rank == 2 else f"(batch, tokens, {config.hidden_size})"
         raise ValueError(f"{name} must be {wanted}, not {tuple(given.shape)}")
-    if rank == 3 and not given.isfinite().all():
+    if rank == 3 and is_true(lambda: ~given.isfinite().all()):
         raise ValueError(f"inputs_embeds must be finite, but holds {given[~given.isfinite()][0].item()}")
     B, T = given.shape[:2]
     if config.max_position_embeddings < T:
@@ -233,6 +262,6 @@ def check_pairs(
         )
     if not 0 <= label_smoothing <= 1:
         raise ValueError(f"label_smoothing must lie in [0, 1], not {label_smoothing}")
-    sigma = temperature.item() if isinstance(temperature, Tensor) else temperature
-    if not sigma > 0:
+    if is_true(lambda: ~torch.as_tensor(temperature > 0)):
+        sigma = temperature.item() if isinstance(temperature, Tensor) else temperature
         raise ValueError(f"temperature must be above 0, not {sigma}")

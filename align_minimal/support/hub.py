@@ -8,6 +8,7 @@ old file or the new one, never half of one.
 from __future__ import annotations
 
 import json
+import math
 import os
 import re
 import tempfile
@@ -18,6 +19,7 @@ from safetensors import SafetensorError
 
 HUB_NAME = re.compile(r"[\w][\w.-]*(/[\w][\w.-]*)?")  # "align-base" or "kakaobrain/align-base"
 CHECKPOINT_FILES = "config.json, model.safetensors, vocab.txt, preprocessor_config.json"
+DEEPEST = 50  # lists and objects inside one another, in a JSON file
 
 
 def weights_folder() -> Path:
@@ -78,16 +80,41 @@ def _fetch(name: str, filenames: tuple[str, ...]) -> Path:
 def read_json(path: Path) -> dict:
     """The JSON object in `path`; ValueError naming the file if it holds anything else.
 
+    Numbers that are not finite (NaN, Infinity, 1e999) are refused, and so is nesting over DEEPEST deep.
+    What its values may be is the affair of `values.check_values`.
+
     >>> read_json(find_file("emoji", "config.json"))["model_type"]
     'align'
     """
     try:
-        content = json.loads(Path(path).read_text(encoding="utf-8"))
-    except ValueError as error:  # broken JSON, or bytes that are not UTF-8
+        content = json.loads(
+            Path(path).read_text(encoding="utf-8"), parse_float=_finite, parse_constant=_finite
+        )
+        nested = _inside([[content]])
+        for _ in range(DEEPEST):
+            nested = _inside(nested)
+    except RecursionError:  # nested thousands deep
+        nested = [path]
+    except ValueError as error:  # broken JSON, a number of over 4,300 digits, or bytes that are not UTF-8
         raise ValueError(f"{path}: not valid JSON ({error})") from None
+    if nested:
+        raise ValueError(f"{path}: nested more than {DEEPEST} deep")
     if not isinstance(content, dict):
         raise ValueError(f"{path}: expected a JSON object, found {type(content).__name__}")
     return content
+
+
+def _finite(number: str) -> float:
+    """A number of a JSON file with a point, an exponent, or a name, as Python's float."""
+    if not math.isfinite(float(number)):
+        raise ValueError(f"{number} is not a finite number")
+    return float(number)
+
+
+def _inside(parts: list) -> list:
+    """The lists and dictionaries that are entries of those in `parts`."""
+    entries = (x for part in parts for x in (part.values() if isinstance(part, dict) else part))
+    return [x for x in entries if isinstance(x, (list, dict))]
 
 
 def write_json(path: Path, content: dict) -> None:

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 from .hub import find_file, read_json, write_json
+from .values import check_values, mapping
 
 
 def check_keywords(owner: str, keywords: Iterable[str], known: Iterable[str]) -> None:
@@ -60,17 +61,23 @@ class Settings:
         return read_json(path)
 
     @classmethod
-    def from_pretrained(cls, dir_or_name: str | Path):
-        """Read the file of a folder or hub name.
+    def from_pretrained(cls, pretrained_model_name_or_path: str | Path, **overrides):
+        """Read the file of a folder or hub name; `overrides` are keywords that replace what stands in it.
 
-        Raises FileNotFoundError, or ValueError naming the file and the value that is wrong in it.
+        Raises FileNotFoundError, ValueError naming the file and the value that is wrong in it, or TypeError
+        for an override that is no keyword of this class.
+
+        >>> from align_minimal import AlignConfig
+        >>> AlignConfig.from_pretrained("emoji", temperature_init_value=0.5).temperature_init_value
+        0.5
         """
-        path = find_file(dir_or_name, *cls.filenames)
+        check_keywords(cls.__name__, overrides, cls.keywords())
+        path = find_file(pretrained_model_name_or_path, *cls.filenames)
         try:
-            return cls.from_dict(cls.read(path))
+            return cls.from_dict(cls.read(path) | overrides)
         except (TypeError, ValueError) as error:
-            message = str(error)
-            raise ValueError(message if message.startswith(str(path)) else f"{path}: {message}") from None
+            said, given = str(error), f" with {', '.join(overrides)} replaced" if overrides else ""
+            raise ValueError(said if said.startswith(str(path)) else f"{path}{given}: {said}") from None
 
     def save_pretrained(self, directory: str | Path, **bookkeeping: str) -> None:
         """Write the file into `directory`, atomically, with `bookkeeping` beside the settings."""
@@ -97,7 +104,20 @@ class Config(Settings):
     @classmethod
     def from_dict(cls, content: dict[str, Any]):
         """Build from a dictionary, also from a full ALIGN's. Keys that are no keywords here are ignored."""
-        return super().from_dict(content.get(cls.part_of_align, content))
+        return super().from_dict(cls.part(content))
+
+    @classmethod
+    def part(cls, content: dict[str, Any]) -> dict[str, Any]:
+        """What describes this class in a full ALIGN's dictionary (null: nothing), or else all of it."""
+        if content.get(cls.part_of_align) is None:
+            return {} if cls.part_of_align in content else content
+        check_values(content, {cls.part_of_align: mapping})
+        return content[cls.part_of_align]
+
+    @classmethod
+    def read(cls, path: Path) -> dict[str, Any]:
+        """The part of the file at `path` that describes this class."""
+        return cls.part(super().read(path))
 
     def save_pretrained(self, directory: str | Path, **bookkeeping: str) -> None:
         """Write `directory/config.json`, atomically. ValueError if an activation is a callable."""

@@ -3,6 +3,7 @@
 pairs, shards, dataset      what a pair is, and where pairs are read from
 filters                     which noisy pairs the paper drops (section 3)
 augment, batches            crops and flips; shuffled batches of pixels and token ids
+vocabulary                  how wordpieces are learnt from the texts
 lamb                        the paper's optimizer
 step, large_batch           one step; and how a batch of 16,384 fits any machine
 options, build              what can be chosen, and what is made of the choice

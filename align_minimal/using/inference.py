@@ -38,7 +38,7 @@ from ..bert import AlignTextModel
 from ..efficientnet import AlignVisionModel, ConvNorm, MBConv, SqueezeExcite
 from ..model import AlignModel
 from ..support.checks import check_pixel_values, check_text
-from ..support.outputs import ModelOutput
+from ..support.outputs import TextOutput, VisionOutput
 
 CACHE = 12 * 2**20  # bytes that the widest activation of a stage may take at a time
 SMALL = 2**16  # weights with fewer numbers are not packed: the overhead would exceed the gain
@@ -212,7 +212,7 @@ class ServedVisionModel(nn.Module):
         pixel_values: Tensor | None = None,
         output_hidden_states: bool | None = None,
         return_dict: bool | None = None,
-    ) -> ModelOutput | tuple:
+    ) -> VisionOutput | tuple:
         """As AlignVisionModel.forward, but each stage takes the batch in parts."""
         if pixel_values is None:
             return self.tower(None)  # raises the error that says what is missing
@@ -226,7 +226,7 @@ class ServedVisionModel(nn.Module):
                 hidden_states.append(x)
         pool = torch.mean if self.tower.config.pooling_type == "mean" else torch.amax
         last = single(x)
-        output = ModelOutput(
+        output = VisionOutput(
             last_hidden_state=last,
             pooler_output=pool(last, (2, 3)),
             hidden_states=single(tuple(hidden_states)) if output_hidden_states else None,
@@ -278,7 +278,7 @@ class ServedTextModel(nn.Module):
         output_attentions: bool | None = None,
         output_hidden_states: bool | None = None,
         return_dict: bool | None = None,
-    ) -> ModelOutput | tuple:
+    ) -> TextOutput | tuple:
         """As AlignTextModel.forward, but in groups of texts where a mask (B, T) says what is padding."""
         if inputs_embeds is not None:
             inputs_embeds = inputs_embeds.to(self.tower.embeddings.word.weight.dtype)
@@ -287,12 +287,12 @@ class ServedTextModel(nn.Module):
         if attention_mask is None or attention_mask.ndim != 2 or output_attentions or output_hidden_states:
             options = head_mask, inputs_embeds, output_attentions, output_hidden_states
             output = self.tower(input_ids, attention_mask, token_type_ids, position_ids, *options)
-            output = ModelOutput(**{name: single(value) for name, value in output.__dict__.items()})
+            output = TextOutput({name: single(value) for name, value in output.items()})
         else:
             output = self.in_groups(attention_mask, head_mask, *inputs)
         return output if return_dict is not False else output.to_tuple()
 
-    def in_groups(self, mask: Tensor, head_mask: Tensor | None, *inputs: Tensor | None) -> ModelOutput:
+    def in_groups(self, mask: Tensor, head_mask: Tensor | None, *inputs: Tensor | None) -> TextOutput:
         """On a CPU, GROUP / hidden size texts of similar length at a time, cut after the longest."""
         B, T = mask.shape
         lengths = ((mask != 0) * torch.arange(1, T + 1, device=mask.device)).amax(1)  # (B,)
@@ -310,7 +310,7 @@ class ServedTextModel(nn.Module):
             last[rows, :t] = single(part.last_hidden_state)
             if pooled is not None:
                 pooled[rows] = single(part.pooler_output)
-        return ModelOutput(last_hidden_state=last, pooler_output=pooled, hidden_states=None, attentions=None)
+        return TextOutput(last_hidden_state=last, pooler_output=pooled)
 
 
 class ServedModel(AlignModel):

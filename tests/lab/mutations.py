@@ -363,7 +363,7 @@ IMAGE_TOWER = [
         "efficientnet.py",
         "model/test_efficientnet.py::test_drop_connect_drops_whole_samples_and_keeps_the_mean",
         "one draw a sample, which drops its whole branch; one draw an element is dropout",
-        old="torch.empty(len(x), 1, 1, 1, ",
+        old="torch.empty(x.shape[0], 1, 1, 1, ",
         new="torch.empty(x.shape, ",
     ),
     mutation(
@@ -395,8 +395,8 @@ IMAGE_TOWER = [
         "support/checks.py",
         "model/test_efficientnet.py::test_pixels_that_the_tower_cannot_take_are_refused",
         "infinity spreads as NaN does: pixels must be finite, which is more than not NaN",
-        old="if not pixel_values.isfinite().all():",
-        new="if pixel_values.isnan().any():",
+        old="if is_true(lambda: ~pixel_values.isfinite().all()):",
+        new="if is_true(lambda: pixel_values.isnan().any()):",
     ),
     mutation(
         "stem-not-widened",
@@ -537,8 +537,8 @@ LOSS_AND_MODEL = [
         "contrastive.py",
         "model/test_contrastive.py::test_hand_computed_loss",
         "pair i's label is i: the right answers lie on the diagonal of the logits",
-        old="labels = torch.arange(len(logits), device=logits.device)",
-        new="labels = torch.arange(len(logits), device=logits.device).roll(1)",
+        old="labels = torch.arange(logits.shape[0], device=logits.device)",
+        new="labels = torch.arange(logits.shape[0], device=logits.device).roll(1)",
     ),
     mutation(
         "one-direction-twice",

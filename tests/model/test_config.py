@@ -350,6 +350,77 @@ def test_a_broken_file_is_named_with_what_is_wrong(content, message, tmp_path):
     assert str(caught.value).startswith(str(tmp_path / "config.json")) and "\n" not in str(caught.value)
 
 
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ('{"text_config": ' + "[" * 99_999 + "]" * 99_999 + "}", "nested more than 50 deep"),
+        ('{"text_config": {"hidden_act": ' + "[" * 400 + "]" * 400 + "}}", "nested more than 50 deep"),
+        ('{"a": ' * 60 + "1" + "}" * 60, "nested more than 50 deep"),
+        ('{"projection_dim": NaN}', "not valid JSON .NaN is not a finite number"),
+        ('{"temperature_init_value": -Infinity}', "-Infinity is not a finite number"),
+        ('{"temperature_init_value": 1e999}', "1e999 is not a finite number"),
+        ('{"projection_dim": ' + "9" * 5000 + "}", "not valid JSON"),
+        ('{"projection_dim": ' + "9" * 30 + "}", "projection_dim must be at most 1000000000, not 999"),
+        ('{"temperature_init_value": ' + "9" * 400 + "}", "temperature_init_value must be at most"),
+        ('{"temperature_init_value": true}', "temperature_init_value must be a number above 0, not True"),
+        ('{"text_config": {"pad_token_id": true}}', "pad_token_id must lie in .0, 30522., not True"),
+        ('{"text_config": {"pad_token_id": 0.0}}', "pad_token_id must lie in"),
+        ('{"text_config": {"use_cache": "false"}}', "use_cache must be true or false, not 'false'"),
+        ('{"text_config": {"hidden_act": {}}}', "hidden_act {} is not one of"),
+        ('{"text_config": {"hidden_act": ["gelu"]}}', "hidden_act .'gelu'. is not one of"),
+        ('{"text_config": {"position_embedding_type": {}}}', "position_embedding_type {} is not one of"),
+        (
+            '{"vision_config": {"strides": [1, 2, 2, 2, 1, 2, true]}}',
+            "strides must be a list of whole numbers",
+        ),
+        ('{"vision_config": {"strides": {"0": 1}}}', "strides must be a list of whole numbers above 0"),
+        ('{"vision_config": {"pooling_type": ["mean"]}}', "pooling_type .'mean'. is not one of mean, max"),
+        ('{"vision_config": {"kernel_sizes": [3, 3, 1e99]}}', "kernel_sizes must be a list of whole numbers"),
+        ('{"vision_config": {"width_coefficient": 1e30}}', "width_coefficient must be at most 1000000000"),
+        ('{"vision_config": {"depthwise_padding": [' + "1," * 20_000 + "1]}}", "a list of at most 10000"),
+        ('{"text_config": {"hidden_act": "' + "\\n\\u001b" * 9_000 + '"}}', "hidden_act '.n.x1b"),
+    ],
+    ids=range(23),
+)
+def test_a_hostile_value_is_one_short_line_naming_file_and_key(content, message, tmp_path):
+    (tmp_path / "config.json").write_text(content)
+    with pytest.raises(ValueError, match=message) as caught:
+        AlignConfig.from_pretrained(tmp_path)
+    said = str(caught.value)
+    assert said.startswith(str(tmp_path / "config.json")) and said.isprintable()
+    assert len(said) < len(str(tmp_path)) + 300
+
+
+def test_a_tower_in_a_full_file_that_is_no_object_is_named(tmp_path):
+    for content, message in (("3", "text_config must be a JSON object, not 3"), ("[]", "JSON object")):
+        (tmp_path / "config.json").write_text(f'{{"text_config": {content}}}')
+        with pytest.raises(ValueError, match=rf"config\.json: .*{message}"):
+            AlignTextConfig.from_pretrained(tmp_path)
+    (tmp_path / "config.json").write_text('{"text_config": null, "vocab_size": 3}')
+    assert AlignTextConfig.from_pretrained(tmp_path) == AlignTextConfig()
+
+
+def test_keywords_of_from_pretrained_replace_what_stands_in_the_file(tmp_path):
+    custom().save_pretrained(tmp_path)
+    config = AlignConfig.from_pretrained(tmp_path, projection_dim=7, text_config=dict(hidden_size=36))
+    assert config.projection_dim == 7 and config.text_config == AlignTextConfig(hidden_size=36)
+    assert config.vision_config == custom().vision_config and config.temperature_init_value == 0.5
+    assert AlignTextConfig.from_pretrained(tmp_path, pad_token_id=3) == AlignTextConfig(
+        **CUSTOM_TEXT | dict(pad_token_id=3)
+    )
+    assert AlignVisionConfig.from_pretrained(pretrained_model_name_or_path=tmp_path).strides == [2, 1]
+
+
+def test_keywords_of_from_pretrained_are_checked_like_any_other(tmp_path):
+    custom().save_pretrained(tmp_path)
+    with pytest.raises(
+        TypeError, match="AlignConfig has no keyword 'projection'; the nearest is 'projection_d"
+    ):
+        AlignConfig.from_pretrained(tmp_path, projection=7)
+    with pytest.raises(ValueError, match=r"json with vocab_size replaced: vocab_size must be .*not 'many'"):
+        AlignTextConfig.from_pretrained(tmp_path, vocab_size="many")
+
+
 def test_bytes_that_are_not_text_are_named(tmp_path):
     (tmp_path / "config.json").write_bytes(b"\xff\xfe{}")
     with pytest.raises(ValueError, match=r"config\.json: not valid JSON"):

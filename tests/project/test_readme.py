@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from align_minimal.commands.flags import build_parser
+from tests.lab.mutations import MUTATIONS
 
 ROOT = Path(__file__).resolve().parents[2]
 ROOMS = ("align_minimal", "notebooks", "tests", "weights")
@@ -135,6 +136,12 @@ def test_every_row_of_the_paper_map_names_a_symbol_a_test_and_a_notebook_that_ex
         assert test in definitions(ROOT / "tests" / file), f"{file} has no {test}"
         notebook = re.search(r"\.\./(notebooks/\w+\.ipynb)\)", row).group(1)
         assert (ROOT / notebook).is_file(), f"no {notebook}"
+
+
+@pytest.mark.parametrize("page", ["README.md", "tests/README.md"])
+def test_there_are_as_many_mistakes_as_a_page_says(page):
+    (said,) = re.findall(r"over (\d+) small mistakes", TEXT[page])
+    assert int(said) < len(MUTATIONS)
 
 
 # What must be true once the blocks of a page have run.

@@ -265,7 +265,7 @@ def test_without_gradio_one_line_says_what_to_install_before_the_model_is_loaded
     capsys, monkeypatch, environment
 ):
     monkeypatch.setitem(sys.modules, "gradio", None)  # Python's way to say that there is none
-    assert "pip install 'align_minimal[demo]'" in refused(capsys, "--model", "no/such/folder")
+    assert "pip install 'gradio>=6'" in refused(capsys, "--model", "no/such/folder")
 
 
 def test_a_taken_port_is_named_and_no_other_is_tried(capsys, gradio, free_port):

@@ -28,7 +28,7 @@ def new_tokenizer(options: TrainOptions, pairs: Pairs, config: AlignConfig) -> B
     longest = config.text_config.max_position_embeddings
     if options.vocab:
         return BertTokenizer(Path(options.vocab), model_max_length=longest)
-    texts = (text for pair in pairs for text in pair.texts)
+    texts = (text for pair in pairs.unread() for text in pair.texts)
     return BertTokenizer.train(texts, options.vocab_size or 30522, model_max_length=longest)
 
 
@@ -54,6 +54,32 @@ def new_image_processor(size: int, augment: str) -> EfficientNetImageProcessor:
     )
 
 
+def resize_input(image_processor: EfficientNetImageProcessor, side: int) -> None:
+    """Let it give pictures of `side` × `side` pixels, cropped as before or not.
+
+    >>> processor = new_image_processor(289, augment="paper")
+    >>> resize_input(processor, 64)
+    >>> processor.size["height"], processor.crop_size["height"]
+    (77, 64)
+    """
+    resized = round(side * RESIZE) if image_processor.do_center_crop else side
+    image_processor.size = {"height": resized, "width": resized}
+    image_processor.crop_size = {"height": side, "width": side}
+
+
+def freeze(model: AlignModel, tower: str | None) -> None:
+    """Let this tower ("image" or "text") stay as it is: no gradients, and no dropout or batch statistics.
+
+    >>> model = AlignModel.from_pretrained("emoji").train()
+    >>> freeze(model, "image")
+    >>> model.vision_model.training, any(p.requires_grad for p in model.vision_model.parameters())
+    (False, False)
+    """
+    frozen = {"image": [model.vision_model], "text": [model.text_model, model.text_projection]}
+    for module in frozen.get(tower, []):
+        module.eval().requires_grad_(False)
+
+
 def new_model(options: TrainOptions, pairs: Pairs, steps: int) -> tuple[AlignModel, AlignProcessor]:
     """A model from --init, --config or --preset, and the processor that goes with it.
 
@@ -62,7 +88,14 @@ def new_model(options: TrainOptions, pairs: Pairs, steps: int) -> tuple[AlignMod
     160
     """
     if options.init:
-        return AlignModel.from_pretrained(options.init), AlignProcessor.from_pretrained(options.init)
+        model, processor = (
+            AlignModel.from_pretrained(options.init),
+            AlignProcessor.from_pretrained(options.init),
+        )
+        if options.image_size:
+            model.config.vision_config.image_size = options.image_size
+            resize_input(processor.image_processor, options.image_size)
+        return model, processor
     if options.config:
         try:
             config = AlignConfig.from_dict(read_json(Path(options.config)))
@@ -76,6 +109,7 @@ def new_model(options: TrainOptions, pairs: Pairs, steps: int) -> tuple[AlignMod
     # BatchNorm's running averages start at 0 and 1. A run too short to forget that (0.99^500 is still 0.7 %,
     # and the true variances are far less) would be at chance in evaluation: here e^-20 of the start is left.
     vision = config.vision_config
+    vision.image_size = options.image_size or vision.image_size
     vision.batch_norm_momentum = min(vision.batch_norm_momentum, max(0.0, 1 - 20 / steps))
     image_processor = new_image_processor(config.vision_config.image_size, options.augment)
     torch.manual_seed(options.seed)
@@ -85,7 +119,7 @@ def new_model(options: TrainOptions, pairs: Pairs, steps: int) -> tuple[AlignMod
 def new_optimizer(options: TrainOptions, model: AlignModel) -> torch.optim.Optimizer:
     """LAMB or AdamW over `parameter_groups`, at the rate and decay of the flags.
 
-    >>> options = TrainOptions([], Path("run"), optimizer="lamb")
+    >>> options = TrainOptions([], Path("run"), optimizer="lamb", lr=1e-3, weight_decay=1e-5)
     >>> [group["name"] for group in new_optimizer(options, AlignModel.from_pretrained("emoji")).param_groups]
     ['weights', 'batch_norm', 'temperature']
     """

@@ -7,21 +7,22 @@ torchrun --nproc_per_node 2 -m align_minimal train DATA --out RUN
 from __future__ import annotations
 
 import argparse
+import contextlib
 import os
 import signal
 import sys
 import warnings
 
-from ..support.hub import write_atomically, write_json
+from ..support.hub import read_json, write_atomically, write_json
 from ..support.image_files import open_image
 from ..using.retrieval import evaluate, print_recall
-from .batches import batches
+from .batches import batches, batches_in
 from .dataset import Pairs
 from .filters import filter_pairs
 from .loop import Trainer
-from .options import TrainOptions, check_arguments
+from .options import EPOCHS, PAPER, TrainOptions, check_arguments, resolve
 from .processes import note_signals, processes
-from .run_folder import Run, checkpoints, model_files
+from .run_folder import Run, checkpoints, locked, model_files
 from .step import reason
 
 
@@ -32,7 +33,8 @@ def draw_curves(run: Run) -> None:
     except ImportError:
         warnings.warn("no curves.png: matplotlib is not installed", stacklevel=2)
         return
-    rows = run.metrics()
+    names = ("step", "loss", "log_n", "floor", "temperature", "lr")
+    rows = [row for row in run.metrics() if all(isinstance(row.get(n), (int, float)) for n in names)]
     steps = [row["step"] for row in rows]
     figure = Figure(figsize=(8, 9), layout="constrained")
     axes = figure.subplots(3, 1, sharex=True)
@@ -47,15 +49,22 @@ def draw_curves(run: Run) -> None:
     write_atomically(run.out / "curves.png", lambda temporary: figure.savefig(temporary, format="png"))
 
 
-def finish(trainer: Trainer, evaluation: Pairs | None) -> None:
+def finish(trainer: Trainer) -> None:
     """Curves and R@K, beside the checkpoint."""
     if trainer.unreadable:
         warnings.warn(f"{len(trainer.unreadable)} images could not be read and were skipped", stacklevel=2)
     draw_curves(trainer.run)
-    if evaluation is not None:
-        result = evaluate(trainer.model.eval(), trainer.processor, evaluation)
+    if trainer.evaluation is not None:
+        result = evaluate(trainer.model.eval(), trainer.processor, trainer.evaluation)
         write_json(trainer.options.out / "evaluation.json", result)
         print_recall(result)
+        if trainer.options.eval_every:
+            trainer.run.keep_best(trainer.model, trainer.processor, {"step": trainer.step, **result})
+            best = read_json(trainer.options.out / "best" / "evaluation.json")
+            print(
+                f"align-minimal: best after step {best['step']}, kept in {trainer.options.out / 'best'}",
+                file=sys.stderr,
+            )
 
 
 def check_out(options: TrainOptions) -> None:
@@ -88,17 +97,20 @@ def check_readable(pairs: Pairs) -> None:
     ValueError: photos: no image can be read; photos/1.png: an empty file
     """
     first = None
-    for pair in pairs:
+    for pair in pairs.unread():
         try:
-            open_image(pair.image, pair.name)
+            open_image(pair.picture(), pair.name)
             return
         except (OSError, ValueError) as error:
             first = first or error
     raise ValueError(f"{pairs.label}: " + (f"no image can be read; {first}" if first else "no pairs in it"))
 
 
-def prepare_data(options: TrainOptions) -> tuple[Pairs, Pairs | None]:
-    """The pairs to learn from and to evaluate on. What is wrong is an error now, not hours later."""
+def prepare_data(options: TrainOptions) -> tuple[TrainOptions, Pairs, Pairs | None]:
+    """The options, now complete, and the pairs to learn from and to evaluate on.
+
+    What is wrong is an error now, not hours later.
+    """
     pairs = Pairs(options.data)
     evaluation = Pairs(options.eval) if options.eval else None
     if options.filter:
@@ -109,13 +121,16 @@ def prepare_data(options: TrainOptions) -> tuple[Pairs, Pairs | None]:
     for some in (pairs, evaluation):
         if some is not None:
             check_readable(some)
-    first = next(batches(pairs, options.batch_size, options.seed))
+    epochs = options.epochs or EPOCHS
+    steps = options.steps or batches_in(pairs, PAPER["batch_size"], options.seed, epochs)
+    options = resolve(options, steps)
+    first, _ = next(batches(pairs, options.batch_size, options.seed))
     if len(first) < int(os.environ.get("WORLD_SIZE", 1)):
         raise ValueError(f"{pairs.label}: batches of {len(first)}, less than a pair for each process")
     if len(first) < options.batch_size:
         what = f"batches of {len(first)} only, for want of pairs that differ"
         warnings.warn(f"{pairs.label}: {what}", stacklevel=2)
-    return pairs, evaluation
+    return options, pairs, evaluation
 
 
 def train(args: argparse.Namespace, parser: argparse.ArgumentParser) -> int | None:
@@ -123,21 +138,24 @@ def train(args: argparse.Namespace, parser: argparse.ArgumentParser) -> int | No
     options = TrainOptions.from_flags(args)
     check_arguments(options, parser)
     check_out(options)
-    pairs, evaluation = prepare_data(options)
+    options, pairs, evaluation = prepare_data(options)
+    first = os.environ.get("RANK", "0") == "0"
     try:
-        with processes(options.device) as group:
+        with locked(options.out) if first else contextlib.nullcontext(), processes(options.device) as group:
+            check_out(options)  # again: another run may have come in between
+            group.wait()
             with note_signals() as received:
-                trainer = Trainer(options, group, pairs)
+                trainer = Trainer(options, group, pairs, evaluation)
                 trainer.begin()
-                if group.rank == 0:
+                if first:
                     trainer.announce()
-                group.gather(0)
+                group.wait()
                 stopped = trainer.train(received)
-            if group.rank == 0 and stopped:
+            if first and stopped:
                 name = signal.Signals(stopped).name
                 print(f"align-minimal: stopped by {name}, saved step {trainer.step}", file=sys.stderr)
-            elif group.rank == 0:
-                finish(trainer, evaluation)
+            elif first:
+                finish(trainer)
     except RuntimeError as error:  # PyTorch's: no memory left, or another process is gone
         raise ValueError(f"{options.out}: {reason(error)}") from error
     return 128 + stopped if stopped else None

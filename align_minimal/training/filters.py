@@ -78,7 +78,9 @@ class Filters:
                 frequency.update(grams(text))
         self.shared = {text for text, images in images_of.items() if len(images) > MAX_IMAGES}
         self.crowded = {image for image, texts in texts_of.items() if len(texts) > MAX_TEXTS}
-        self.rare = {gram for gram, _ in frequency.most_common()[FREQUENT:]}
+        self.rare: set[str] = set()
+        if len(frequency) > FREQUENT:  # of those as frequent as each other, the first in the alphabet stay
+            self.rare = set(sorted(frequency, key=lambda gram: (-frequency[gram], gram))[FREQUENT:])
 
     def check_text(self, text: str) -> str | None:
         """Why this text is dropped, or None."""
@@ -96,9 +98,9 @@ class Filters:
         if pair.name in self.crowded:
             return f"images with more than {MAX_TEXTS} texts"
         try:
-            source = io.BytesIO(pair.image) if isinstance(pair.image, bytes) else pair.image
-            with Image.open(source) as image:  # reads no more than the header
-                return check_size(*image.size)
+            picture = pair.picture()
+            with Image.open(io.BytesIO(picture) if isinstance(picture, bytes) else picture) as image:
+                return check_size(*image.size)  # the header is enough for it
         except Exception:  # a broken file can make Pillow raise nearly anything
             return None
 
@@ -129,8 +131,8 @@ def filter_pairs(pairs: Pairs) -> dict[str, int]:
     >>> filter_pairs(pairs)
     {'kept': 1, 'texts of fewer than 3 or more than 20 words': 1}
     """
-    keep = Filters(pairs)
-    remaining = filter(None, map(keep, pairs))
+    keep = Filters(pairs.unread())
+    remaining = filter(None, map(keep, pairs.unread()))
     if pairs.pairs:
         pairs.pairs = list(remaining)
         kept = len(pairs.pairs)

@@ -10,6 +10,7 @@ pairs, 1e-3 after 10,000 steps of warm-up, and 1.2 million steps.
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import gc
 import itertools
 import math
@@ -23,20 +24,23 @@ import torch
 import torch.nn as nn
 from torch import Tensor
 from torch.nn.parallel import DistributedDataParallel
-from torch.utils.data import DataLoader
 from tqdm import tqdm
 
 from ..contrastive import contrastive_loss
+from ..model import AlignModel
+from ..processor import AlignProcessor
 from ..support.hub import write_json
 from ..support.outputs import Batch
-from .batches import BatchStream, Prepare, epoch_batches
-from .build import new_model, new_optimizer
+from ..using.retrieval import evaluate
+from .batches import BatchStream, Position, Prepare, batches_in
+from .build import freeze, new_model, new_optimizer
 from .dataset import Pairs
 from .large_batch import backward_in_chunks
-from .options import TrainOptions
-from .processes import Processes, start_worker
+from .options import EPOCHS, TrainOptions
+from .processes import Processes
+from .resume import check_same_run, lasting, warn_of_changes
 from .run_folder import Run, checkpoints, load_optimizer
-from .step import PairEncoder, gradient_norm, learning_rate, loss_floor, reason, split
+from .step import PairEncoder, cannot_reach, gradient_norm, learning_rate, loss_floor, reason, split
 
 POSTFIX = (
     "loss {loss:.3f} (log N {log_n:.2f}, floor {floor:.2f}), temperature {temperature:.4f}, lr {lr:.1e}, "
@@ -48,7 +52,7 @@ class Trainer:
     """A run of training, step by step; `group` says which share of each batch is this process's.
 
     >>> from pathlib import Path
-    >>> options = TrainOptions(data=[], out=Path("run"), steps=500)
+    >>> options = TrainOptions(data=[], out=Path("run"), steps=500, batch_size=8)
     >>> trainer = Trainer(options, Processes(), Pairs([]))
     >>> trainer.step, trainer.steps, trainer.warmup
     (0, 500, 50)
@@ -56,67 +60,79 @@ class Trainer:
 
     PATIENCE = 1000  # batches in a row of which some process can read nothing
 
-    def __init__(self, options: TrainOptions, group: Processes, pairs: Pairs):
-        self.options, self.group, self.pairs = options, group, pairs
+    def __init__(
+        self, options: TrainOptions, group: Processes, pairs: Pairs, evaluation: Pairs | None = None
+    ):
+        self.options, self.group, self.pairs, self.evaluation = options, group, pairs, evaluation
         self.run = Run(options.out, options.keep)
         self.step = self.drawn = 0  # steps done; batches taken, more where whole batches were unreadable
+        self.position = Position()  # of the next batch
+        self.saved = 0  # the step of the newest checkpoint
         self.unusable = 0
         self.unreadable: dict[str, None] = {}  # messages, each once
-        self.steps = options.steps or (options.epochs or 10) * self.batches_an_epoch()
+        self.steps = options.steps or batches_in(
+            pairs, options.batch_size, options.seed, options.epochs or EPOCHS
+        )
         self.warmup = min(10_000, max(1, self.steps // 10)) if options.warmup is None else options.warmup
-
-    def batches_an_epoch(self) -> int:
-        order = self.pairs.shuffled(random.Random(f"{self.options.seed} 0"))
-        return sum(1 for _ in epoch_batches(order, self.options.batch_size))
 
     def lasting(self) -> dict:
         """What must stay the same for a resumed run to be the same run."""
-        names = (
-            "data filter batch_size chunk tile optimizer lr weight_decay label_smoothing precision device "
-        )
-        names += "seed augment flip temperature"
-        chosen = {name: getattr(self.options, name) for name in names.split()}
-        return chosen | {"steps": self.steps, "warmup": self.warmup, "processes": self.group.world}
+        more = {"steps": self.steps, "warmup": self.warmup, "processes": self.group.world}
+        return lasting(self.options, self.pairs, **more)
 
     def begin(self) -> None:
         """Make the model, or take up the newest checkpoint."""
-        found = self.run.newest() if self.options.resume else None
-        if found:
-            folder, training, self.model, self.processor = found
-            self.step, self.drawn = training["step"], training["drawn"]
-            self.compare_options(training["options"])
-            for t in itertools.chain(self.model.parameters(), self.model.buffers()):
+        if self.options.resume and self.take_up():
+            return
+        if checkpoints(self.options.out):
+            raise ValueError(f"{self.options.out}: none of its checkpoints can be read; give another --out")
+        self.install(*new_model(self.options, self.pairs, self.steps))
+
+    def take_up(self) -> bool:
+        """Go on from the newest whole checkpoint, after a warning for each newer one that is broken."""
+        for folder in checkpoints(self.options.out):
+            try:
+                training, model, processor = self.run.load(folder)
+            except (OSError, ValueError) as error:
+                warnings.warn(f"passed over: {error}", stacklevel=2)
+                continue
+            check_same_run(training["options"], self.lasting(), self.options.out)
+            for t in itertools.chain(model.parameters(), model.buffers()):
                 # Away from the file's pages: how a matrix lies in memory can decide the order of its sums.
                 t.data = t.data.clone()
-        elif checkpoints(self.options.out):
-            raise ValueError(f"{self.options.out}: none of its checkpoints can be read; give another --out")
-        else:
-            self.model, self.processor = new_model(self.options, self.pairs, self.steps)
+            self.install(model, processor)
+            try:
+                load_optimizer(self.optimizer, folder)
+            except (OSError, ValueError) as error:
+                warnings.warn(f"passed over: {error}", stacklevel=2)
+                continue
+            self.step = self.saved = training["step"]
+            self.drawn, self.position = training["drawn"], Position.read(training["position"])
+            with warnings.catch_warnings():
+                if self.group.rank > 0:
+                    warnings.simplefilter("ignore")
+                if not warn_of_changes(training["options"], self.lasting()):
+                    self.position = Position(self.position.epoch + 1)
+            return True
+        return False
+
+    def install(self, model: AlignModel, processor: AlignProcessor) -> None:
+        """Make ready to learn: what is held or frozen, the optimizer, the encoder that all ranks share."""
+        self.model, self.processor = model, processor
         if self.options.temperature:
-            nn.init.constant_(self.model.temperature, self.options.temperature).requires_grad_(False)
+            nn.init.constant_(model.temperature, self.options.temperature).requires_grad_(False)
         # Its pooler takes no part in ALIGN: without a gradient it would keep the processes waiting.
-        if self.model.text_model.pooler is not None:
-            self.model.text_model.pooler.requires_grad_(False)
-        self.model.to(self.group.device).train()
-        self.optimizer = new_optimizer(self.options, self.model)
-        if found:
-            load_optimizer(self.optimizer, folder)
-        self.encoder = PairEncoder(self.model, self.options.precision)
+        if model.text_model.pooler is not None:
+            model.text_model.pooler.requires_grad_(False)
+        self.to_training()
+        self.optimizer = new_optimizer(self.options, model)
+        self.encoder = PairEncoder(model, self.options.precision)
         if self.group.world > 1:
             self.encoder = DistributedDataParallel(self.encoder)
 
-    def compare_options(self, before: dict) -> None:
-        """Warn of what has changed since the checkpoint; ValueError for another optimizer."""
-        for name, value in self.lasting().items():
-            was = before.get(name, value)
-            if was == value:
-                continue
-            if name == "optimizer":
-                raise ValueError(
-                    f"{self.options.out}: was trained with --optimizer {was}, and must go on with it"
-                )
-            if self.group.rank == 0:
-                warnings.warn(f"resuming with {name} {value}, which was {was}", stacklevel=2)
+    def to_training(self) -> None:
+        self.model.to(self.group.device).train()
+        freeze(self.model, self.options.freeze)
 
     def announce(self) -> None:
         """Say where it starts, and put the run's files in order."""
@@ -132,48 +148,49 @@ class Trainer:
                 "--lr is never reached",
                 stacklevel=2,
             )
+        for message in cannot_reach(self.options, self.steps, self.warmup, self.group.world):
+            warnings.warn(message, stacklevel=2)
         self.run.tidy(self.step)
         if self.step:  # a kill may have come between the checkpoint and its copy at the top
-            self.run.publish(self.model, self.processor)
+            self.run.publish(self.step)
 
     def batches(self) -> Iterator[Batch]:
         """This process's share of batch after batch, prepared; ValueError in one line if a worker fails."""
-        text = self.model.config.text_config
+        options, text = self.options, self.model.config.text_config
         prepare = Prepare(
             self.processor.image_processor,
             self.processor.tokenizer,
             max_tokens=min(64, text.max_position_embeddings),
-            augmentation=self.options.augment,
-            flip=self.options.flip,
-            cache_bytes=2**30 // max(1, self.options.workers),
+            augmentation=options.augment,
+            flip=options.flip,
+            cache_bytes=2**30 // max(1, options.workers),
         )
-        share = (self.group.rank, self.group.world)
-        stream = BatchStream(
-            self.pairs, prepare, self.options.batch_size, self.options.seed, self.drawn, *share
-        )
-        workers = dict(num_workers=self.options.workers, worker_init_fn=start_worker)
-        loader = iter(DataLoader(stream, batch_size=None, generator=torch.Generator(), **workers))
+        share = (self.group.rank, self.group.world, options.workers)
+        where = dict(position=self.position, drawn=self.drawn)
+        self.stream = BatchStream(self.pairs, prepare, options.batch_size, options.seed, *share, **where)
         try:
-            yield from loader
+            yield from self.stream
         except Exception as error:  # whatever a worker raised, or that it is gone
             raise ValueError(f"step {self.step + 1}: {reason(error)}") from error
-        finally:  # its workers ignore the SIGTERM with which Python, at exit, would end them and then wait
-            if self.options.workers:
-                loader._shutdown_workers()
 
-    def usable(self, batch: Batch) -> bool:
-        """Name what could not be read; False, on every rank, if one of them has nothing left."""
+    def meet(self, batch: Batch, received: list[int]) -> tuple[int, int]:
+        """The one exchange of a step: how many pairs the ranks have, and the signal that one received.
+
+        0 pairs if a rank has none: then no rank learns from this batch.
+        """
         for message in batch["unreadable"]:
             if message not in self.unreadable:
                 warnings.warn(f"skipped: {message}", stacklevel=2)
                 self.unreadable[message] = None
-        usable = min(self.group.gather(len(batch["names"]))) > 0
+        ranks = self.group.gather(len(batch["names"]), received[0] if received else 0)
+        counts, signals = zip(*ranks, strict=True)
+        usable = min(counts) > 0
         self.unusable = 0 if usable else self.unusable + 1
         if self.unusable == self.PATIENCE:
             raise ValueError(
                 f"{self.pairs.label}: of {self.unusable:,} batches in a row nothing could be read"
             )
-        return usable
+        return int(sum(counts)) * usable, int(max(signals))
 
     def loss(self, text: Tensor, image: Tensor, temperature: Tensor) -> Tensor:
         together = self.group.world > 1
@@ -204,19 +221,17 @@ class Trainer:
         if not math.isfinite(loss + norm):
             raise ValueError(f"step {self.step + 1}: {self.describe_failure(loss, norm, batch)}")
         self.optimizer.step()
-        with torch.no_grad():  # no clamp in the paper; but its steps are too small to carry σ past 0
-            self.model.temperature.clamp_(min=1e-3)
+        if self.model.temperature.requires_grad:  # no clamp in the paper; but its steps cannot carry σ past 0
+            with torch.no_grad():
+                self.model.temperature.clamp_(min=1e-3)
         self.step += 1
-        pairs = int(sum(self.group.gather(len(batch["names"]))))
+        temperature = self.model.temperature.item()
         return {
             "step": self.step,
             "loss": loss,
-            "log_n": math.log(pairs),
-            "floor": loss_floor(pairs, self.options.label_smoothing),
-            "temperature": self.model.temperature.item(),
+            "temperature": temperature,
             "lr": rate,
             "gradient_norm": norm,
-            "pairs": pairs,
         }
 
     def describe_failure(self, loss: float, norm: float, batch: Batch) -> str:
@@ -225,7 +240,10 @@ class Trainer:
         names, path = self.group.gather_lists(batch["names"]), self.options.out / "failed_batch.json"
         if self.group.rank == 0:
             write_json(path, {"step": self.step + 1, "names": names})
-        return f"the {what} is {value}; the batch ({names[0]}, …) is listed in {path}"
+        again = (
+            "resuming meets it again: give a lower --lr, a longer --warmup or another --seed with --resume"
+        )
+        return f"the {what} is {value}; the batch ({names[0]}, …) is listed in {path}; {again}"
 
     def save(self) -> None:
         """A checkpoint, before which no process goes on; ValueError if weights are no longer finite."""
@@ -233,8 +251,18 @@ class Trainer:
             raise ValueError(f"step {self.step}: weights are no longer finite, so they are not saved")
         if self.group.rank == 0:
             training = {"step": self.step, "drawn": self.drawn, "options": self.lasting()}
+            training["position"] = dataclasses.asdict(self.position)
             self.run.save(self.model, self.processor, self.optimizer, training)
-        self.group.gather(0)
+        self.saved = self.step
+        self.group.wait()
+
+    def measure(self) -> None:
+        """R@K on the pairs of --eval, and the model kept in OUT/best if it is the best so far."""
+        if self.group.rank == 0:
+            result = evaluate(self.model, self.processor, self.evaluation)
+            self.run.keep_best(self.model, self.processor, {"step": self.step, **result})
+        self.to_training()
+        self.group.wait()
 
     def train(self, received: list[int]) -> int:
         """All steps that are left, or fewer if `received` holds a signal's number: that is returned, or 0."""
@@ -248,25 +276,33 @@ class Trainer:
         )
         with bar, contextlib.closing(self.batches()) as prepared:
             for batch in prepared if self.step < self.steps else ():
-                self.drawn += 1
-                if not self.usable(batch):
+                pairs, stop = self.meet(batch, received)
+                if stop and self.step:
+                    break
+                self.drawn, self.position = self.stream.drawn, self.stream.position
+                if not pairs:
                     continue
                 row = self.learn(batch)
                 now = time.perf_counter()
-                row["pairs_per_second"], before = row["pairs"] / (now - before), now
+                row |= {"log_n": math.log(pairs), "floor": loss_floor(pairs, self.options.label_smoothing)}
+                row |= {"pairs": pairs, "pairs_per_second": pairs / (now - before)}
+                before = now
                 if first:
                     self.run.log(row)
                 bar.set_postfix_str(POSTFIX.format(**row), refresh=False)
                 bar.update()
-                stop = int(max(self.group.gather(received[0] if received else 0)))
-                last = stop or self.step == self.steps
-                if last or self.step % self.options.save_every == 0:
+                if self.step == self.steps or self.step % self.options.save_every == 0:
                     self.save()
-                if last:
+                if self.options.eval_every and self.step % self.options.eval_every == 0:
+                    self.measure()
+                if self.step == self.steps:
                     break
+        if self.saved < self.step:
+            self.save()
+        ((signals,),) = [zip(*self.group.gather(received[0] if received else 0), strict=True)]
         self.unreadable = dict.fromkeys(self.group.gather_lists(list(self.unreadable)))
         self.take_apart()
-        return stop
+        return stop or int(max(signals))
 
     def take_apart(self) -> None:
         """Free DistributedDataParallel while its process group is still there.

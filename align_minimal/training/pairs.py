@@ -1,13 +1,34 @@
-"""What a model learns from: an image and its alt-texts. Reads the folders that are called imagefolders."""
+"""What a model learns from: an image and its alt-texts. Reads folders of pictures with their texts."""
 
 from __future__ import annotations
 
+import contextlib
 import csv
 import json
 import os
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
+
+from ..using.pictures import find_in_folder
+
+
+@dataclass(frozen=True)
+class Span:
+    """A picture inside a larger file: where it lies, so that only who needs it reads it.
+
+    >>> Span("setup.cfg", 0, 10).read()
+    b'[metadata]'
+    """
+
+    path: str
+    start: int
+    size: int  # bytes
+
+    def read(self) -> bytes:
+        with open(self.path, "rb") as file:
+            file.seek(self.start)
+            return file.read(self.size)
 
 
 @dataclass(frozen=True)
@@ -19,10 +40,15 @@ class Pair:
     """
 
     name: str  # the file, or shard and key: what messages call it
-    image: Path | bytes
+    image: Path | bytes | Span
     texts: tuple[str, ...]
     concept: str | None = None
     mirror: bool = True  # may its mirror image bear the same texts?
+    place: tuple[int, int] | None = field(default=None, compare=False, repr=False)  # for Pairs.at
+
+    def picture(self) -> Path | bytes:
+        """The image as a file or a file's content."""
+        return self.image.read() if isinstance(self.image, Span) else self.image
 
 
 def metadata_file(folder: Path) -> Path | None:
@@ -34,7 +60,7 @@ def metadata_file(folder: Path) -> Path | None:
     return next((p for p in (folder / "metadata.jsonl", folder / "metadata.csv") if p.exists()), None)
 
 
-def read_folder(folder: Path, columns: Sequence[str] = ("text",)) -> list[Pair]:
+def read_folder(folder: Path, columns: Sequence[str] = ("text", "caption")) -> list[Pair]:
     """The pairs of an imagefolder: `metadata.jsonl` or `metadata.csv` with columns file_name and text.
 
     In metadata.jsonl text may be a list. Columns concept (a name) and mirror (true or false) may be there.
@@ -55,13 +81,34 @@ def read_folder(folder: Path, columns: Sequence[str] = ("text",)) -> list[Pair]:
     pairs = []
     for line, row in (_json_rows if path.suffix == ".jsonl" else _csv_rows)(path):
         try:
-            image = folder / _file_name(row, columns)
+            image = folder / _file_name(row, columns, folder)
             column = next(column for column in columns if column in row)
             pairs.append(make_pair(str(image), image, row[column], row, column))
         except ValueError as error:
             raise ValueError(f"{path}, line {line}: {error}") from None
     if not pairs:
         raise ValueError(f"{path}, line 1: empty, no pairs in it")
+    return pairs
+
+
+def read_captions(folder: Path) -> list[Pair]:
+    """The pairs of a folder, and of the folders in it, where KEY.txt beside KEY.jpg holds its text.
+
+    Empty if there is no such .txt. ValueError naming a .txt that is empty or not UTF-8.
+
+    >>> read_captions(Path("weights/samples"))
+    []
+    """
+    pairs, pictures = [], []
+    with contextlib.suppress(ValueError):  # no picture in it
+        pictures = find_in_folder(folder)
+    for image in pictures:
+        text = image.with_suffix(".txt")
+        if text.is_file():
+            try:
+                pairs.append(make_pair(str(image), image, text.read_text(encoding="utf-8-sig"), {}))
+            except ValueError as error:
+                raise ValueError(f"{text}: {error}") from None
     return pairs
 
 
@@ -103,7 +150,7 @@ def _csv_rows(path: Path) -> Iterator[tuple[int, dict]]:
         raise ValueError(f"{path}, line {reader.line_num}: {error}") from None
 
 
-def _file_name(row: dict, columns: Sequence[str]) -> str:
+def _file_name(row: dict, columns: Sequence[str], folder: Path) -> str:
     """Where a row's image is within the folder; ValueError for none, one outside, or a row without text."""
     for wanted in (("file_name",), columns):
         if not any(column in row for column in wanted):
@@ -113,13 +160,20 @@ def _file_name(row: dict, columns: Sequence[str]) -> str:
     if not isinstance(name, str) or not name or "\0" in name:
         raise ValueError(f"file_name must be a file's name, not {name!r:.80}")
     path = os.path.normpath(name)
-    if os.path.isabs(path) or path.split(os.sep)[0] == os.pardir:
+    if os.path.isabs(path):
+        path = os.path.relpath(path, os.path.abspath(folder))
+    if path.split(os.sep)[0] == os.pardir:
         raise ValueError(f"file_name {name!r:.80} leaves the folder")
     return path
 
 
 def make_pair(
-    name: str, image: Path | bytes, text: str | list[str], more: dict, column: str = "text"
+    name: str,
+    image: Path | bytes | Span,
+    text: str | list[str],
+    more: dict,
+    column: str = "text",
+    place: tuple[int, int] | None = None,
 ) -> Pair:
     """A Pair from what its metadata say; ValueError saying what is wrong with it.
 
@@ -137,4 +191,4 @@ def make_pair(
         raise ValueError(f"concept must be a name, not {concept!r:.80}")
     if not isinstance(mirror, bool):
         raise ValueError(f"mirror must be true or false, not {mirror!r:.80}")
-    return Pair(name, image, tuple(texts), None if concept in (None, "") else str(concept), mirror)
+    return Pair(name, image, tuple(texts), None if concept in (None, "") else str(concept), mirror, place)

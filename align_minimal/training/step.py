@@ -24,6 +24,29 @@ def learning_rate(step: int, steps: int, warmup: int, peak: float) -> float:
     return peak * (steps - step + 1) / (steps - warmup + (warmup > 0))
 
 
+def cannot_reach(options, steps: int, warmup: int, world: int) -> list[str]:
+    """What a run of so many steps cannot reach, said before it starts. `options`: a resolved TrainOptions.
+
+    >>> from align_minimal.training.options import TrainOptions, resolve
+    >>> options = resolve(TrainOptions([], "run", recipe="paper"), steps=30)
+    >>> cannot_reach(options, steps=30, warmup=3, world=1)[0].split(":")[0]
+    '30 steps of LAMB at 0.001 move each weight by at most 0.016 of its norm'
+    """
+    found, lamb = [], options.optimizer == "lamb"
+    way = sum(learning_rate(step, steps, warmup, options.lr) for step in range(1, steps + 1))
+    if not options.init and 0 < way < (0.5 if lamb else 0.02):
+        name, length = ("LAMB", f"{way:.2g} of its norm") if lamb else ("AdamW", f"{way:.2g}")
+        remedy = ", a higher --lr, or leave out --recipe and --optimizer" if lamb else " or a higher --lr"
+        found.append(
+            f"{steps:,} steps of {name} at {options.lr:g} move each weight by at most {length}: "
+            f"too little to learn from scratch; give more --epochs{remedy}"
+        )
+    share = options.batch_size // world
+    if share // math.ceil(share / (options.chunk or share)) == 1 < options.batch_size:
+        found.append("BatchNorm sees one picture at a time: give larger batches or chunks")
+    return found
+
+
 def loss_floor(pairs: int, smoothing: float) -> float:
     """The least that the smoothed loss of a batch can be: the entropy of its own target, in nats.
 
@@ -61,15 +84,17 @@ class PairEncoder(nn.Module):
 
 
 def split(batch: Batch, chunk: int | None) -> list[Batch]:
-    """A batch's tensors as chunks of `chunk` pairs.
+    """A batch's tensors as equal parts of at most `chunk` pairs.
 
-    >>> batch = Batch(input_ids=torch.zeros(5, 7), names=["a", "b", "c", "d", "e"])
-    >>> [tuple(part.input_ids.shape) for part in split(batch, 2)]
-    [(2, 7), (2, 7), (1, 7)]
+    Equal, because BatchNorm's batch is the part: of a single picture left over its statistics would be wild.
+
+    >>> batch = Batch(input_ids=torch.zeros(7, 5), names=list("abcdefg"))
+    >>> [tuple(part.input_ids.shape) for part in split(batch, 3)]
+    [(3, 5), (2, 5), (2, 5)]
     """
     tensors = {k: v for k, v in batch.items() if isinstance(v, Tensor)}
-    size = chunk or len(batch["names"])
-    parts = [t.split(size) for t in tensors.values()]
+    count = math.ceil(len(batch["names"]) / (chunk or len(batch["names"])))
+    parts = [t.tensor_split(count) for t in tensors.values()]
     return [Batch(**dict(zip(tensors, part, strict=True))) for part in zip(*parts, strict=True)]
 
 

@@ -1,5 +1,6 @@
 """From files to batches: what is read, what is refused, and what a seed decides."""
 
+import dataclasses
 import io
 import itertools
 import json
@@ -15,11 +16,10 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
-from torch.utils.data import DataLoader
 
 from align_minimal import BertTokenizer, EfficientNetImageProcessor
 from align_minimal.training.augment import AUGMENTATIONS, distort
-from align_minimal.training.batches import BatchStream, Prepare, batches, epoch_batches
+from align_minimal.training.batches import BatchStream, Position, Prepare, batches
 from align_minimal.training.dataset import Pairs
 from align_minimal.training.pairs import Pair
 from tests.reference.parity import assert_close
@@ -110,7 +110,10 @@ BAD_JSONL = {
     "not an object": (GOOD + b"[1]\n", "line 2: expected an object, found list"),
     "bad UTF-8": (GOOD * 500 + b'{"text": "\xff"}\n', "line 501: 'utf-8' codec can't decode"),
     "UTF-16": ("{}".encode("utf-16"), "line 1: 'utf-8' codec"),
-    "no text": (b'{"file_name": "a", "caption": "x"}', "line 1: no column text; found: file_name, caption"),
+    "no text": (
+        b'{"file_name": "a", "label": "x"}',
+        "line 1: no column text or caption; found: file_name, label",
+    ),
     "no file_name": (GOOD + b"\n{}", "line 3: no column file_name; found: none"),
     "empty file": (b"", "line 1: empty, no pairs in it"),
     "blank lines": (b"\n\n", "line 1: empty, no pairs in it"),
@@ -137,7 +140,10 @@ BAD_CSV = {
     "header only": (b"file_name,text\n", "line 1: empty, no pairs in it"),
     "too few fields": (b"file_name,text\na,x\nb\n", "line 3: 1 fields under 2 columns"),
     "too many fields": (b"file_name,text\na,x,y\n", "line 2: 3 fields under 2 columns"),
-    "no text": (b"file_name,label,mirror\na,x,\n", "line 2: no column text; found: file_name, label, mirror"),
+    "no text": (
+        b"file_name,label,mirror\na,x,\n",
+        "line 2: no column text or caption; found: file_name, label, mirror",
+    ),
     "open quote": (b'file_name,text\na,"x\n', "line 2: unexpected end of data"),
     "bad UTF-8": (b"file_name,text\n" + b"a,x\n" * 3000 + b"b,\xff\n", "line 3002: 'utf-8' codec"),
     "empty text": (b"file_name,text\na,\n", "line 2: text is empty"),
@@ -213,6 +219,7 @@ def test_shards_give_what_img2dataset_and_others_write(tmp_path, heard):
         "w:gz",
     )
     first, second, third = Pairs([tmp_path])
+    assert [p.texts for p in Pairs([tmp_path]).unread()] == [first.texts, second.texts, third.texts]
     assert first == Pair(f"{tmp_path}/0.tar/000", jpg, ("a cat",))
     assert second == Pair(f"{tmp_path}/1.tar.gz/./v1.2/photo.v1", png, ("a", "b"), "3", False)
     assert (third.texts, third.concept) == (("c",), None)
@@ -296,7 +303,7 @@ def test_shards_without_a_pair_are_an_error_and_not_a_loop_without_end(tmp_path)
 )
 def test_no_image_and_no_concept_is_twice_in_a_batch_and_no_pair_twice_in_an_epoch(keys, size):
     pairs = [Pair(f"{image}", Path(f"{i}"), ("x",), c and f"c{c}") for i, (image, c) in enumerate(keys)]
-    found = list(epoch_batches(pairs, size))
+    found = one_epoch(pairs, size)
     for batch in found:
         concepts = [pair.concept for pair in batch if pair.concept]
         assert len({pair.name for pair in batch}) == len(batch) and len(set(concepts)) == len(concepts)
@@ -306,13 +313,24 @@ def test_no_image_and_no_concept_is_twice_in_a_batch_and_no_pair_twice_in_an_epo
     assert sizes == {size} or (size not in sizes and len(given_once) == len(pairs))  # full, or all there is
 
 
+def one_epoch(pairs: list[Pair], size: int) -> list[list[Pair]]:
+    """The batches of the first epoch, whose order is that of the list."""
+    source = Pairs([])
+    source.pairs = pairs
+    in_order = type("InOrder", (random.Random,), {"sample": lambda self, pairs, count: list(pairs)})
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("align_minimal.training.dataset.random.Random", in_order)
+        of_epoch_0 = lambda found: found[1].epoch == 0  # noqa: E731
+        return [b for b, _ in itertools.takewhile(of_epoch_0, batches(source, size, 0))] if pairs else []
+
+
 def test_every_pair_is_met_once_an_epoch_where_sizes_divide():
-    assert Counter(p.name for b in epoch_batches(made(60), 12) for p in b) == Counter(map(str, range(60)))
-    assert [len(b) for b in epoch_batches(made(60, concepts=12), 12)] == [12] * 5
+    assert Counter(p.name for b in one_epoch(made(60), 12) for p in b) == Counter(map(str, range(60)))
+    assert [len(b) for b in one_epoch(made(60, concepts=12), 12)] == [12] * 5
 
 
 def test_pairs_of_a_single_concept_are_given_one_by_one():
-    assert [[p.name for p in b] for b in epoch_batches(made(3, concepts=1), 4)] == [["0"], ["1"], ["2"]]
+    assert [[p.name for p in b] for b in one_epoch(made(3, concepts=1), 4)] == [["0"], ["1"], ["2"]]
 
 
 def test_a_full_batch_behind_one_that_never_fills_is_given():
@@ -321,19 +339,32 @@ def test_a_full_batch_behind_one_that_never_fills_is_given():
         Pair("1", Path("1"), ("x",), "B"),
         Pair("2", Path("2"), ("x",), "A"),
     )
-    assert list(epoch_batches(pairs, 2)) == [[pairs[1], pairs[2]]]
+    assert one_epoch(list(pairs), 2) == [[pairs[1], pairs[2]]]
 
 
-def test_memory_of_names_does_not_grow_on_a_stream():
-    stream = epoch_batches((p for p in made(3000, concepts=50)), 10)
-    longest = 0
-    for _ in stream:
-        longest = max(longest, len(stream.gi_frame.f_locals["after"]))
-    assert longest < 200
+def test_pairs_that_fill_no_batch_are_the_first_of_the_next_epoch(folder):
+    """16 pairs in batches of 6: after 8 batches each has been seen 3 times, after 3 epochs."""
+    drawn = list(itertools.islice(batches(Pairs([folder]), 6, 0), 8))
+    assert [len(batch) for batch, _ in drawn] == [6] * 8
+    assert set(Counter(p.name for batch, _ in drawn for p in batch).values()) == {3}
+    assert all(len({p.name for p in batch}) == 6 for batch, _ in drawn)
+
+
+def test_a_concept_too_frequent_for_full_batches_does_not_pile_up(tmp_path):
+    """3 of 4 pairs are of one concept, of which a batch can take one: the rest is not carried on for ever."""
+    pairs = Pairs([])
+    pairs.pairs = [Pair(f"{i}", Path(f"{i}"), ("x",), "often" if i % 4 else None) for i in range(40)]
+    drawn = itertools.islice(batches(pairs, 2, 0), 500)
+    assert max(len(position.carry) for _, position in drawn) < 2
+
+
+def test_a_block_of_a_stream_holds_so_many_pairs_and_no_more(shards, monkeypatch):
+    monkeypatch.setattr(Pairs, "BUFFER", 5)
+    assert [len(block) for block, _ in Pairs([shards]).blocks("seed")] == [5, 5, 5, 1]
 
 
 def order(pairs, seed, steps=8, size=4):
-    return [[pair.name for pair in batch] for batch in itertools.islice(batches(pairs, size, seed), steps)]
+    return [[pair.name for pair in batch] for batch, _ in itertools.islice(batches(pairs, size, seed), steps)]
 
 
 @pytest.fixture(scope="module")
@@ -394,22 +425,28 @@ def assert_same(ours, theirs):
             assert torch.equal(a[key], b[key]), key
 
 
-def stream(folder, tokenizer, start=0, rank=0, world=1, steps=6, workers=0, **options):
-    prepare = preparer(tokenizer, flip=True, **options)
-    loader = DataLoader(
-        BatchStream(Pairs([folder]), prepare, 4, seed=3, start=start, rank=rank, world=world),
-        batch_size=None,
-        num_workers=workers,
-    )
-    return list(itertools.islice(loader, steps))
+def stream(folder, tokenizer, start=0, rank=0, world=1, steps=6, workers=0, size=4, **options):
+    """The batches of `steps` steps, after `start` by another stream of which only the position is left."""
+    where = {}
+    for each in (start, steps) if start else (steps,):
+        prepare = preparer(tokenizer, flip=True, **options)
+        found = BatchStream(Pairs([folder]), prepare, size, 3, rank, world, workers, **where)
+        given = list(itertools.islice(found, each))
+        content = json.loads(json.dumps(dataclasses.asdict(found.position)))
+        where = {"position": Position.read(content), "drawn": found.drawn}
+    return given
 
 
-def test_workers_and_a_resumed_start_change_nothing(folder, shards, tokenizer):
+@pytest.mark.parametrize("size", [3, 4, 20])
+def test_workers_and_a_resumed_start_change_nothing(folder, shards, tokenizer, monkeypatch, size):
+    monkeypatch.setattr(Pairs, "BUFFER", 5)
     for source in (folder, shards):
-        alone = stream(source, tokenizer)
-        assert_same(stream(source, tokenizer, start=4, steps=2), alone[4:])
+        alone = stream(source, tokenizer, size=size, steps=14)
+        for start in (1, 4, 5, 9):
+            assert_same(stream(source, tokenizer, start=start, steps=14 - start, size=size), alone[start:])
+    alone = alone[:6]
     for workers in (1, 2):
-        assert_same(stream(shards, tokenizer, workers=workers), alone)
+        assert_same(stream(shards, tokenizer, workers=workers, size=size), alone)
 
 
 def test_the_ranks_shares_make_up_the_global_batch(folder, tokenizer):

@@ -56,7 +56,7 @@ def no_curves(request, monkeypatch):
 
 def arguments(folder: Path, out: Path, *more) -> list[str]:
     argv = ["train", folder / "data", "--out", out, "--config", folder / "config.json"]
-    argv += ["--steps", 6, "--batch-size", 8, "--save-every", 2, *more]
+    argv += ["--steps", 6, "--batch-size", 8, "--save-every", 2, "--recipe", "paper", *more]
     return [str(a) for a in argv]
 
 
@@ -339,7 +339,7 @@ BREAKS = {
 
 
 @pytest.mark.parametrize("damage", BREAKS.values(), ids=BREAKS)
-def test_a_broken_newest_checkpoint_is_passed_over_with_a_warning(folder, whole, damage):
+def test_a_broken_newest_checkpoint_is_passed_over_with_a_warning(folder, whole, capsys, damage):
     run = run_folder.Run(whole, keep=3)
     broken = whole / "checkpoints" / "step-0000009"
     broken.mkdir()
@@ -347,9 +347,12 @@ def test_a_broken_newest_checkpoint_is_passed_over_with_a_warning(folder, whole,
         for file in newest(whole.parent / "whole").parent.joinpath("step-0000006").iterdir():
             (broken / file.name).write_bytes(file.read_bytes())
         damage(broken)
-        with pytest.warns(UserWarning, match="passed over: .*step-0000009"):
-            folder, training, *_ = run.newest()
-        assert folder.name == "step-0000006" and training["step"] == 6
+        with pytest.raises((OSError, ValueError), match="step-0000009"):
+            run.load(broken)
+        assert run.load(newest(whole).with_name("step-0000006"))[0]["step"] == 6
+        assert main(arguments(folder, whole, "--resume")) == 0
+        err = capsys.readouterr().err
+        assert "passed over: " in err and "step-0000009" in err and "nothing to do: 6 steps" in err
     finally:
         for file in broken.iterdir():
             file.unlink()
@@ -377,6 +380,7 @@ def test_keep_says_how_many_checkpoints_stay(whole, folder, tmp_path):
 def test_a_finished_run_resumed_renews_the_model_at_the_top(folder, whole, tmp_path, capsys):
     """A kill may have come between the last checkpoint and its copy; and 4 steps of 6 are nothing to do."""
     for steps in ("6", "4"):
+        (whole / "model.safetensors").unlink()
         (whole / "model.safetensors").write_bytes(b"of an earlier step")
         assert main(arguments(folder, whole, "--steps", steps, "--resume")) == 0
         assert "nothing to do: 6 steps of " + steps in capsys.readouterr().err

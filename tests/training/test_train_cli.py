@@ -50,7 +50,19 @@ def no_curves(monkeypatch):
 
 
 def arguments(folder: Path, out: Path, *more, config: bool = True) -> list[str]:
-    argv = ["train", folder / "data", "--out", out, "--steps", 2, "--batch-size", 8, *more]
+    argv = [
+        "train",
+        folder / "data",
+        "--out",
+        out,
+        "--steps",
+        2,
+        "--batch-size",
+        8,
+        "--recipe",
+        "paper",
+        *more,
+    ]
     return [str(a) for a in (*argv, *(("--config", folder / "config.json") if config else ()))]
 
 
@@ -192,6 +204,7 @@ def test_a_batch_larger_than_the_data_and_a_single_pair_are_trained_on_with_a_wa
         data = write_pairs(tmp_path / f"data{count}", TEXTS[:count])
         out = tmp_path / f"out{count}"
         argv = ["train", data, "--out", out, "--config", folder / "config.json", "--steps", 2, "--warmup", 5]
+        argv += ["--recipe", "paper"]
         status, _, err = run(capsys, *argv)
         assert status == 0 and f"batches of {count} only" in err and "longer than the 2 there are" in err
         assert [row["pairs"] for row in metrics(out)] == [count, count]

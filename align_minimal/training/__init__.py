@@ -7,6 +7,6 @@ vocabulary                  how wordpieces are learnt from the texts
 lamb                        the paper's optimizer
 step, large_batch           one step; and how a batch of 16,384 fits any machine
 options, build              what can be chosen, and what is made of the choice
-run_folder, processes       the run on disk; several processes that train one model
+run_folder, resume, processes   the run on disk; how it goes on; several processes that train one model
 loop, command               step after step; `align-minimal train`
 """

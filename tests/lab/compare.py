@@ -12,9 +12,9 @@ Both models are loaded from the same files and get the same pixels and ids. A la
     MISSING    only one side has such a layer
 
 The gradient is that of a fixed random projection of both embeddings, with respect to the layer's output.
-Layers stand in the order in which they are finished, the inner ones before the outer one. The first wrong output
-is marked; if all outputs are right, the last wrong gradient, because gradients run backwards. What is wrong
-after it is mostly its consequence. Exit status 1 unless all layers are OK.
+Layers stand in the order in which they are finished, the inner ones before the outer one. The first wrong
+output is marked; if all outputs are right, the last wrong gradient, because gradients run backwards. What is
+wrong after it is mostly its consequence. Exit status 1 unless all layers are OK.
 """
 
 from __future__ import annotations

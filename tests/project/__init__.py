@@ -1,1 +1,1 @@
-"""What holds the project itself together: imports, READMEs, packaging, scripts, the tools and helpers of tests."""
+"""What holds the project itself together: imports, READMEs, packaging, scripts, and the tests' own tools."""

@@ -15,6 +15,7 @@ or all that this file has:
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 
 from torch import Tensor, nn
 
@@ -56,6 +57,7 @@ class AlignVisionModel(PretrainedModel):
     """
 
     config_class = AlignVisionConfig
+    __call__: Callable[..., VisionOutput]  # forward's result, for type checkers
     prefix = "vision_model."
 
     def __init__(self, config: AlignVisionConfig):

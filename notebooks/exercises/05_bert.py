@@ -19,6 +19,7 @@ or all that this file has:
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 
 import torch
 from torch import Tensor, nn
@@ -142,6 +143,7 @@ class AlignTextModel(PretrainedModel):
     """
 
     config_class = AlignTextConfig
+    __call__: Callable[..., TextOutput]  # forward's result, for type checkers
     prefix = "text_model."
 
     def __init__(self, config: AlignTextConfig, add_pooling_layer: bool = True):

@@ -12,6 +12,8 @@ or all that this file has:
 # ruff: noqa: F401
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor, nn
 
@@ -36,6 +38,7 @@ class AlignModel(PretrainedModel):
     """
 
     config_class = AlignConfig
+    __call__: Callable[..., AlignOutput]  # forward's result, for type checkers
 
     def __init__(self, config: AlignConfig):
         raise NotImplementedError

@@ -164,6 +164,7 @@ class AlignVisionModel(PretrainedModel):
     """
 
     config_class = AlignVisionConfig
+    __call__: Callable[..., VisionOutput]  # forward's result, for type checkers
     prefix = "vision_model."
 
     def __init__(self, config: AlignVisionConfig):
@@ -294,6 +295,7 @@ class AlignTextModel(PretrainedModel):
     """
 
     config_class = AlignTextConfig
+    __call__: Callable[..., TextOutput]  # forward's result, for type checkers
     prefix = "text_model."
 
     def __init__(self, config: AlignTextConfig, add_pooling_layer: bool = True):
@@ -364,6 +366,7 @@ class AlignModel(PretrainedModel):
     """
 
     config_class = AlignConfig
+    __call__: Callable[..., AlignOutput]  # forward's result, for type checkers
 
     def __init__(self, config: AlignConfig):
         raise NotImplementedError

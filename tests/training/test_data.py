@@ -507,6 +507,8 @@ def test_normalisation_is_the_image_processor_s_to_the_bit(tokenizer, offset):
     flat = Image.new("RGB", (29, 29), (201, 7, 90))  # every crop of it is the same
     ours = prepare([Pair("x", encoded(flat), ("a",))], "seed")["pixel_values"]
     assert torch.equal(ours, prepare.image_processor(flat, return_tensors="pt").pixel_values)
+    by_hand = torch.tensor([201, 7, 90]).view(3, 1, 1) / 255 - int(offset)  # then mean 0.5, deviation 0.5
+    assert torch.allclose(ours[0], ((by_hand - 0.5) / 0.5).expand(3, 24, 24), rtol=0, atol=1e-6)
 
 
 def test_pixel_values_are_float32_whatever_the_processor_leaves_out(tokenizer):

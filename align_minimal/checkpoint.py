@@ -10,15 +10,21 @@ import inspect
 from pathlib import Path
 from typing import ClassVar
 
-import torch
 from safetensors.torch import save_file
-from torch import nn
+from torch import Tensor, nn
 
 from .support.checks import check_kind
 from .support.hub import find_file, write_atomically
 from .support.module import Module
 from .support.settings import check_keywords
-from .support.weights_file import SkipInit, check_keys, read_tensors, separate
+from .support.weights_file import (
+    check_depth,
+    check_keys,
+    check_numbers,
+    read_tensors,
+    separate,
+    without_weights,
+)
 
 # Ours → Hugging Face's. The rows replace parts of a name, one row after the other from top to bottom. A name
 # that no row matches is spelled alike on both sides.
@@ -63,18 +69,21 @@ def hugging_face_key(name: str) -> str:
     return name
 
 
-def load_weights(model: nn.Module, path: Path, prefix: str = "") -> None:
+def load_weights(
+    model: nn.Module, path: Path, prefix: str = "", tensors: dict[str, Tensor] | None = None
+) -> None:
     """Put the file's tensors into `model` in place of its own (which may be on the meta device), as float32.
 
     `prefix` names the part of a full ALIGN checkpoint that `model` is; keys outside that part are left alone.
-    Raises ValueError naming the file and the keys that are missing, unexpected or of another shape.
+    `tensors` are the file's, if they have been read. Raises ValueError naming the file and the keys that are
+    missing, unexpected, of another shape or type, or not finite.
 
     >>> projection = nn.Linear(128, 160, device="meta")
     >>> load_weights(projection, find_file("emoji", "model.safetensors"), prefix="text_projection.")
     >>> projection.weight.shape, projection.weight.device
     (torch.Size([160, 128]), device(type='cpu'))
     """
-    tensors = read_tensors(path)
+    tensors = read_tensors(path) if tensors is None else tensors
     if any(key.startswith(prefix) for key in tensors):
         tensors = {key[len(prefix) :]: t for key, t in tensors.items() if key.startswith(prefix)}
     state = model.state_dict()
@@ -83,8 +92,9 @@ def load_weights(model: nn.Module, path: Path, prefix: str = "") -> None:
         optional += ["pooler.dense.weight", "pooler.dense.bias"]
     check_keys(path, tensors, {hugging_face_key(name): t for name, t in state.items()}, optional)
     for name, t in state.items():
-        tensor = tensors.pop(hugging_face_key(name))
-        state[name] = tensor.float() if t.is_floating_point() else tensor
+        key = hugging_face_key(name)
+        tensor = tensors.pop(key)
+        state[name] = check_numbers(path, key, tensor.float() if t.is_floating_point() else tensor)
     model.load_state_dict(state, assign=True)
 
 
@@ -120,9 +130,11 @@ class PretrainedModel(Module):
         options = {name: overrides.pop(name) for name in own if name in overrides}
         config = cls.config_class.from_pretrained(pretrained_model_name_or_path, **overrides)
         path = find_file(pretrained_model_name_or_path, "model.safetensors", "pytorch_model.bin")
-        with torch.device("meta"), SkipInit():  # no memory and no time for weights about to be replaced
+        tensors = read_tensors(path)
+        check_depth(path, tensors, config)
+        with without_weights(path.with_name("config.json")):
             model = cls(config, **options)
-        load_weights(model, path, cls.prefix)
+        load_weights(model, path, cls.prefix, tensors)
         return model.eval()
 
     def save_pretrained(self, directory: str | Path) -> None:

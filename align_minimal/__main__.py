@@ -6,43 +6,98 @@ bad data, 2 for bad usage, 130 after Ctrl-C.
 
 from __future__ import annotations
 
+import contextlib
 import os
+import signal
 import sys
+import traceback
 import warnings
 
-from .commands.flags import build_parser
+from .commands.flags import parse
+from .support.terminal import Messages, Output, busy, fill_descriptors, message
 
 
-def warn(message: str) -> None:
+def say(text: object) -> None:
+    """One line on stderr."""
+    print(f"align-minimal: {message(text)}", file=sys.stderr)
+
+
+def warn(text: object, *_) -> None:
+    """A warning, above the progress bar if there is one."""
     from tqdm import tqdm
 
-    tqdm.write(f"align-minimal: warning: {message}", file=sys.stderr)  # above a progress bar, if there is one
+    tqdm.write(f"align-minimal: warning: {message(text)}", file=sys.stderr)
+
+
+def import_commands() -> dict:
+    """The commands, which need PyTorch. It takes seconds from a cold disk, and while it is imported an
+    interruption may be taken for a failed import; nothing is lost if the process ends at once."""
+
+    def end(*_) -> None:
+        say("interrupted")
+        os._exit(130)
+
+    before = signal.getsignal(signal.SIGINT)
+    with contextlib.suppress(ValueError):  # only the main thread may
+        if before is signal.default_int_handler:
+            signal.signal(signal.SIGINT, end)
+    try:
+        with busy("loading PyTorch"):
+            from .commands.commands import RUN
+    finally:
+        with contextlib.suppress(ValueError):
+            if before is signal.default_int_handler:
+                signal.signal(signal.SIGINT, before)
+    return RUN
 
 
 def main(argv: list[str] | None = None) -> int:
+    """Run a command. Returns the exit status; bad usage ends in SystemExit, as argparse has it."""
     argv = sys.argv[1:] if argv is None else argv
-    parser = build_parser(argv[0] if argv else None)
-    args = parser.parse_args(argv)
-    warnings.showwarning = lambda message, *_: warn(" ".join(str(message).split()))
+    fill_descriptors()
     for stream in (sys.stdout, sys.stderr):  # a file name need not be valid Unicode, nor the terminal UTF-8
         if hasattr(stream, "reconfigure"):
             stream.reconfigure(errors="backslashreplace")
-    try:
-        from .commands.commands import RUN
+    output, usage, status = Output(sys.stdout), None, 0
+    with contextlib.redirect_stderr(Messages(sys.stderr)):
+        try:
+            with contextlib.redirect_stdout(output):
+                try:
+                    status = run(argv)
+                except SystemExit as error:  # after --help, or bad usage
+                    usage = error
+            output.deliver()
+        except BrokenPipeError:  # what reads our output, such as `head`, has seen enough
+            return 1
+        except KeyboardInterrupt:
+            say("interrupted")
+            return 130
+        except Exception as error:
+            return explain(error, "--debug" in argv)
+    if usage:
+        raise usage
+    return status
 
-        status = RUN[args.command](args, parser)
-        sys.stdout.flush()
-    except BrokenPipeError:  # what reads our output, such as `head`, has seen enough
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 1
-    except (OSError, ValueError, ModuleNotFoundError) as error:
-        rank = f"process {os.environ.get('RANK')}: " if os.environ.get("WORLD_SIZE", "1") != "1" else ""
-        print(f"align-minimal: {rank}{' '.join(str(error).split())}", file=sys.stderr)
-        return 1
-    except KeyboardInterrupt:
-        print("align-minimal: interrupted", file=sys.stderr)
-        return 130
-    return status or 0
+
+def run(argv: list[str]) -> int:
+    """Read the flags, then call the command. Returns the exit status."""
+    args, parser = parse(argv)
+    warnings.showwarning = warn
+    return import_commands()[args.command](args, parser) or 0
+
+
+def explain(error: Exception, debug: bool) -> int:
+    """Say what went wrong in one line: bad data (an OSError or a ValueError), or a mistake of ours."""
+    if debug:
+        traceback.print_exception(error)
+    rank = f"process {os.environ.get('RANK')}: " if os.environ.get("WORLD_SIZE", "1") != "1" else ""
+    if isinstance(error, (OSError, ValueError, ModuleNotFoundError)):
+        say(f"{rank}{error}")
+    else:
+        hint = "This is a mistake in align-minimal; please report it with the command"
+        hint += "." if debug else " and what --debug shows."
+        say(f"{rank}{type(error).__name__}: {error}. {hint}")
+    return 1
 
 
 if __name__ == "__main__":

@@ -1,84 +1,33 @@
 """Texts → ids, token types and masks; ids → text: BERT's tokenizer.
 
-A text is cut into words and pieces by the functions of wordpiece.py; special tokens such as [SEP] in it stand
-for themselves. Ids, padding and truncation are those of the slow BertTokenizer of transformers 4.37.2. Words
-already cut are remembered, so natural text costs little more than a dictionary look-up a word.
+A text is cut into words and pieces by the functions of wordpiece.py; special tokens such as [SEP] in a text
+stand for themselves. Ids, padding and truncation are those of the slow BertTokenizer of transformers 4.37.2.
+The ids of words that were cut before are remembered, so natural text costs little more than a dictionary
+look-up for each word.
 
-But: the five special tokens and no others, padding and truncation on the right, no strides, no offsets. Where
-the reference logs an error and leaves a text too long (a max_length that the strategy cannot reach), this one
-raises it.
+Leaves out: special tokens other than the five, padding and truncation on the left, strides, offsets.
+Differs from Hugging Face: where the strategy that was asked for cannot reach max_length, this tokenizer
+raises an error; Hugging Face logs one and leaves the text too long.
 """
 
 from __future__ import annotations
 
 import re
-import warnings
-from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
 import torch
 
-from .support.hub import find_file, read_json, write_atomically, write_json
+from .support import batching, vocab_files
+from .support.hub import find_file
 from .support.outputs import Batch
-from .wordpiece import MAX_WORD, clean, learn_pieces, lower, split_words, wordpiece
+from .support.vocab_files import OPTIONS, ROLES
+from .wordpiece import clean, lower, split_words, wordpiece
 
 MAX_REMEMBERED = 100_000  # words
-NO_LIMIT = int(1e30)  # how the reference writes "no model_max_length"
-ROLES = ("pad_token", "unk_token", "cls_token", "sep_token", "mask_token")
 SPECIAL_TOKENS = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
-OPTIONS = ("do_lower_case", "strip_accents", "tokenize_chinese_chars", "model_max_length", *ROLES)
-OPTIONS += ("clean_up_tokenization_spaces",)  # the constructor's arguments, and tokenizer_config.json's
-ONLY = {
-    "do_basic_tokenize": True,
-    "padding_side": "right",
-    "truncation_side": "right",
-}  # other values: refused
-PADDING = {False: None, None: None, "do_not_pad": None}
-PADDING |= {True: "longest", "longest": "longest", "max_length": "max_length"}
-TRUNCATION = {False: None, "do_not_truncate": None, True: "longest_first"}
-TRUNCATION |= {name: name for name in ("longest_first", "only_first", "only_second")}
-FILL = {"token_type_ids": 0, "attention_mask": 0, "special_tokens_mask": 1}  # on padding
 CLEAN_UP = (" .", " ?", " !", " ,", " ' ", " n't", " 'm", " 's", " 've", " 're")  # each loses its spaces
-
-
-def read_vocabulary(path: Path) -> list[str]:
-    """The tokens of vocab.txt, one a line, or of a tokenizer.json. ValueError naming the file.
-
-    >>> read_vocabulary(find_file("emoji", "vocab.txt"))[:5]
-    ['[PAD]', '[UNK]', '[CLS]', '[SEP]', '[MASK]']
-    """
-    if not path.is_file():
-        raise FileNotFoundError(f"{path}: no such vocabulary file")
-    if path.suffix == ".json":
-        model = read_json(path).get("model")
-        if not isinstance(model, dict) or model.get("type") != "WordPiece":
-            raise ValueError(f"{path}: not a WordPiece vocabulary")
-        return sorted(model["vocab"], key=model["vocab"].get)
-    try:
-        lines = path.read_text(encoding="utf-8").split("\n")
-    except UnicodeDecodeError as error:
-        raise ValueError(f"{path}: not UTF-8 (byte {error.start})") from None
-    return lines if lines[-1] else lines[:-1]
-
-
-def check_vocabulary(source: str, tokens: Sequence[str], special: Iterable[str]) -> None:
-    """ValueError naming `source` if the tokens repeat themselves or lack a special one.
-
-    >>> check_vocabulary("vocab.txt", ["[PAD]", "a", "a"], special=["[PAD]"])
-    Traceback (most recent call last):
-    ValueError: vocab.txt: line 3 repeats 'a' of line 2
-    """
-    if not any(tokens):
-        raise ValueError(f"{source}: an empty vocabulary")
-    seen: dict[str, int] = {}
-    for number, token in enumerate(tokens, start=1):
-        if seen.setdefault(token, number) != number:
-            raise ValueError(f"{source}: line {number} repeats {token!r} of line {seen[token]}")
-    for token in special:
-        if token not in seen:
-            raise ValueError(f"{source}: no {token} in this vocabulary of {len(tokens)}")
 
 
 class BertTokenizer:
@@ -100,42 +49,29 @@ class BertTokenizer:
     model_input_names = ("input_ids", "token_type_ids", "attention_mask")
 
     def __init__(
-        self,
-        vocab_file: str | Path | Sequence[str],
-        do_lower_case: bool = True,
-        strip_accents: bool | None = None,
-        tokenize_chinese_chars: bool = True,
-        model_max_length: int | None = None,
-        unk_token: str = "[UNK]",
-        sep_token: str = "[SEP]",
-        pad_token: str = "[PAD]",
-        cls_token: str = "[CLS]",
-        mask_token: str = "[MASK]",
+        self, vocab_file: str | Path | Sequence[str], do_lower_case: bool = True,
+        strip_accents: bool | None = None, tokenize_chinese_chars: bool = True,
+        model_max_length: int | None = None, unk_token: str = "[UNK]", sep_token: str = "[SEP]",
+        pad_token: str = "[PAD]", cls_token: str = "[CLS]", mask_token: str = "[MASK]",
         clean_up_tokenization_spaces: bool = True,
-    ):
-        is_file = isinstance(vocab_file, (str, Path))
-        tokens = read_vocabulary(Path(vocab_file)) if is_file else list(vocab_file)
+    ):  # fmt: skip
         self.do_lower_case, self.strip_accents = do_lower_case, strip_accents
         self.tokenize_chinese_chars = tokenize_chinese_chars
-        self.model_max_length = NO_LIMIT if model_max_length is None else int(model_max_length)
+        self.model_max_length = batching.NO_LIMIT if model_max_length is None else int(model_max_length)
         self.clean_up_tokenization_spaces = clean_up_tokenization_spaces
         self.pad_token, self.unk_token, self.cls_token = pad_token, unk_token, cls_token
         self.sep_token, self.mask_token = sep_token, mask_token
-        special = (unk_token, sep_token, pad_token, cls_token, mask_token)
+        special = unk_token, sep_token, pad_token, cls_token, mask_token
         self.all_special_tokens = list(dict.fromkeys(special))
-        check_vocabulary(str(vocab_file) if is_file else "vocabulary", tokens, self.all_special_tokens)
-        self.vocab = {token: i for i, token in enumerate(tokens)}
-        self.ids_to_tokens = dict(enumerate(tokens))
+        self.ids_to_tokens = dict(enumerate(vocab_files.load_vocabulary(vocab_file, self.all_special_tokens)))
+        self.vocab = {token: i for i, token in self.ids_to_tokens.items()}
+        self.vocab_size = len(self.vocab)
         self.all_special_ids = [self.vocab[token] for token in self.all_special_tokens]
         for role in ROLES:  # pad_token_id, unk_token_id, …
             setattr(self, f"{role}_id", self.vocab[getattr(self, role)])
         longest_first = sorted(self.all_special_tokens, key=len, reverse=True)
         self._special = re.compile("(" + "|".join(map(re.escape, longest_first)) + ")")
         self._remembered: dict[str, tuple[int, ...]] = {}  # word → ids of its pieces
-
-    @property
-    def vocab_size(self) -> int:
-        return len(self.vocab)
 
     def __len__(self) -> int:
         return len(self.vocab)
@@ -144,17 +80,17 @@ class BertTokenizer:
         """Token → id, a copy."""
         return dict(self.vocab)
 
-    # ---- text → tokens
+    # ---- text → ids
 
     def _parts(self, text: str) -> list[str]:
-        """The text lower-cased and cut around its special tokens, which are the odd entries."""
+        """The text lower-cased and cut around its special tokens: [text, special token, text, …]."""
         if not isinstance(text, str):
             raise TypeError(f"a text must be a str, not {type(text).__name__}")
-        if not self.do_lower_case:
-            return self._special.split(text)
         parts = self._special.split(text)
-        parts[::2] = map(lower, parts[::2])
-        return self._special.split("".join(parts))  # again: lowering can make a special token such as "<pad>"
+        if self.do_lower_case:
+            parts[::2] = map(lower, parts[::2])
+            parts = self._special.split("".join(parts))  # lowering can make a special token such as "<pad>"
+        return parts
 
     def _split(self, text: str) -> list[str]:
         strip = self.do_lower_case if self.strip_accents is None else self.strip_accents
@@ -166,17 +102,18 @@ class BertTokenizer:
         >>> BertTokenizer(SPECIAL_TOKENS).words("Un Café![SEP]")
         ['un', 'cafe', '!']
         """
-        return [
-            word
-            for part in self._parts(text)[::2]
-            for word in self._split(clean(part, self.tokenize_chinese_chars))
-        ]
+        cleaned = (clean(part, self.tokenize_chinese_chars) for part in self._parts(text)[::2])
+        return [word for part in cleaned for word in self._split(part)]
 
-    def tokenize(self, text: str) -> list[str]:
-        """The pieces of a text, [CLS] and [SEP] not added."""
-        return [self.ids_to_tokens[i] for i in self._ids(text)]
+    def _ids_of_word(self, word: str) -> tuple[int, ...]:
+        pieces = [p for part in self._split(word) for p in wordpiece(part, self.vocab, self.unk_token)]
+        if len(self._remembered) >= MAX_REMEMBERED:
+            self._remembered.clear()
+        ids = self._remembered[word] = tuple(map(self.vocab.__getitem__, pieces))
+        return ids
 
     def _ids(self, text: str | Sequence[str], split: bool = False) -> list[int]:
+        """The ids of a text, or (split) of one that is already a list of words; [CLS] and [SEP] not added."""
         if split and not isinstance(text, str):
             return [i for word in text for i in self._ids(word)]
         ids: list[int] = []
@@ -188,31 +125,32 @@ class BertTokenizer:
                 ids += self._remembered.get(word) or self._ids_of_word(word)
         return ids
 
-    def _ids_of_word(self, word: str) -> tuple[int, ...]:
-        pieces = [p for part in self._split(word) for p in wordpiece(part, self.vocab, self.unk_token)]
-        if len(self._remembered) >= MAX_REMEMBERED:
-            self._remembered.clear()
-        ids = self._remembered[word] = tuple(map(self.vocab.__getitem__, pieces))
-        return ids
+    def tokenize(self, text: str) -> list[str]:
+        """The pieces of a text, [CLS] and [SEP] not added."""
+        return [self.ids_to_tokens[i] for i in self._ids(text)]
 
     # ---- texts → batch
 
+    def _row(self, texts, split, special, truncation, limit) -> tuple[list[int], int, int]:
+        """(ids of a text or of a pair, how many of them have token type 0, how many were cut)"""
+        a, b = (None if text is None else self._ids(text, split) for text in texts)
+        added = special * (2 if b is None else 3)
+        cut = max(len(a) + len(b or []) + added - limit, 0) if truncation else 0
+        if cut:
+            a, b = batching.truncate(a, b, limit - added, truncation, limit)
+        if not special:
+            return a + (b or []), len(a) + len(b or []), cut  # Hugging Face gives both texts type 0 here
+        first = [self.cls_token_id, *a, self.sep_token_id]
+        return first if b is None else [*first, *b, self.sep_token_id], len(first), cut
+
     def __call__(
-        self,
-        text: str | Sequence,
-        text_pair: str | Sequence | None = None,
-        add_special_tokens: bool = True,
-        padding: bool | str = False,
-        truncation: bool | str | None = None,
-        max_length: int | None = None,
-        return_tensors: str | None = None,
-        is_split_into_words: bool = False,
-        pad_to_multiple_of: int | None = None,
-        return_token_type_ids: bool | None = None,
-        return_attention_mask: bool | None = None,
-        return_special_tokens_mask: bool = False,
-        return_length: bool = False,
-    ) -> Batch:
+        self, text: str | Sequence, text_pair: str | Sequence | None = None, add_special_tokens: bool = True,
+        padding: bool | str = False, truncation: bool | str | None = None, max_length: int | None = None,
+        return_tensors: str | None = None, is_split_into_words: bool = False,
+        pad_to_multiple_of: int | None = None, return_token_type_ids: bool | None = None,
+        return_attention_mask: bool | None = None, return_special_tokens_mask: bool = False,
+        return_length: bool = False, return_num_truncated_tokens: bool = False,
+    ) -> Batch:  # fmt: skip
         """Encode a text, or a list of B texts: [CLS] text [SEP], and text_pair [SEP] after it.
 
         padding: False; True or "longest" (to the longest of the batch); "max_length". truncation: True or
@@ -220,121 +158,68 @@ class BertTokenizer:
         and padding is not. is_split_into_words: each text is a list of words. return_tensors: "pt" or "np".
 
         Returns lists, or int64 tensors (B, T): input_ids, token_type_ids (1 in the second text) and
-        attention_mask (0 on padding); special_tokens_mask and length (B,) on request. ValueError or TypeError
-        naming the argument.
+        attention_mask (0 on padding); on request special_tokens_mask, and (B,) length and
+        num_truncated_tokens, how many ids each text lost. ValueError or TypeError naming the argument.
         """
-        single, examples = self._examples(text, text_pair, is_split_into_words)
-        padding, truncation, limit = self._strategies(padding, truncation, max_length, pad_to_multiple_of)
-        rows, firsts = [], []  # the ids of each example, and how many of them have token type 0
+        single, examples = batching.as_examples(text, text_pair, is_split_into_words)
+        limit = self.model_max_length if max_length is None else max_length
+        padding, truncation = batching.strategies(padding, truncation, max_length, limit, pad_to_multiple_of)
+        rows, firsts, cut = [], [], []  # ids, how many have token type 0, how many were cut
         for texts in examples:
-            a, b = (None if t is None else self._ids(t, is_split_into_words) for t in texts)
-            row, first = self._row(a, b, add_special_tokens, truncation, limit)
+            row, first, lost = self._row(texts, is_split_into_words, add_special_tokens, truncation, limit)
             rows.append(row)
             firsts.append(first)
-        batch = {"input_ids": rows}
-        # Generators, as in `pad`: thousands of lists alive at once would keep the garbage collector busy.
+            cut.append(lost)
+        # Generators: thousands of lists more at a time would keep Python's garbage collector busy.
+        columns: dict[str, Iterable] = {"input_ids": rows}
         if return_token_type_ids is not False:
-            batch["token_type_ids"] = (
-                [0] * n + [1] * (len(row) - n) for row, n in zip(rows, firsts, strict=True)
-            )
+            pairs = zip(rows, firsts, strict=True)
+            columns["token_type_ids"] = ([0] * n + [1] * (len(row) - n) for row, n in pairs)
         if return_special_tokens_mask:
-            batch["special_tokens_mask"] = (
-                [int(add_special_tokens and i in (0, n - 1, len(row) - 1)) for i in range(len(row))]
-                for row, n in zip(rows, firsts, strict=True)
-            )
-        batch = self.pad(batch, padding, limit, pad_to_multiple_of, return_attention_mask, return_tensors)
-        if return_length:  # as in the reference: of one text with its padding, of a batch without
-            ids = batch["input_ids"] if single else rows
-            lengths = Batch(length=list(map(len, ids)))
-            batch |= lengths if return_tensors is None else as_tensors(lengths, return_tensors, 0, {})
-        if return_tensors is not None or not single:
-            return batch
-        return Batch({name: column[0] for name, column in batch.items()})
+            columns["special_tokens_mask"] = batching.special_tokens(rows, firsts, add_special_tokens)
+        if return_attention_mask is not False:
+            columns["attention_mask"] = ([1] * len(row) for row in rows)
+        width = batching.padded_width(rows, padding, limit, pad_to_multiple_of)
+        if return_length:
+            columns["length"] = batching.lengths(rows, width if single else 0)
+        if return_num_truncated_tokens:
+            columns["num_truncated_tokens"] = cut
+        batch = self._padded(columns, width, return_tensors)
+        return batch if return_tensors or not single else Batch({k: rows[0] for k, rows in batch.items()})
 
-    def _examples(self, text, text_pair, split: bool) -> tuple[bool, list]:
-        """(whether it is one text, [(text, second text or None), …])"""
-        if not isinstance(text, (str, list, tuple)):
-            raise TypeError(f"text must be a str or a list of them, not {type(text).__name__}")
-        single = isinstance(text, str) or (split and all(isinstance(word, str) for word in text))
-        if single:
-            text, text_pair = [text], None if text_pair is None else [text_pair]
-        if not text:
-            raise ValueError("text is an empty list")
-        if text_pair is None and not split:  # a batch may hold pairs, too
-            text_pair = [t[1] if isinstance(t, (list, tuple)) and len(t) == 2 else None for t in text]
-            text = [t[0] if pair is not None else t for t, pair in zip(text, text_pair, strict=True)]
-        pairs = [None] * len(text) if text_pair is None else text_pair
-        if isinstance(pairs, str) or len(pairs) != len(text):
-            found = 1 if isinstance(pairs, str) else len(pairs)
-            raise ValueError(f"text has {len(text)} texts, text_pair {found}")
-        return single, list(zip(text, pairs, strict=True))
-
-    def _strategies(self, padding, truncation, max_length, multiple=None) -> tuple:
-        """(None, 'longest' or 'max_length'; None or how to truncate; the length that both refer to)"""
-        if truncation is None:
-            truncation = max_length is not None and padding is False
-        for name, value, known in (("padding", padding, PADDING), ("truncation", truncation, TRUNCATION)):
-            if value not in known:
-                raise ValueError(f"{name}={value!r} is not one of {', '.join(map(repr, known))}")
-        padding, truncation = PADDING[padding], TRUNCATION[truncation]
-        limit = self.model_max_length if max_length is None else max_length
-        if limit >= NO_LIMIT and (truncation or padding == "max_length"):
-            warnings.warn(
-                "no max_length and no model_max_length: nothing to pad or truncate to", stacklevel=3
-            )
-            padding, truncation = None if padding == "max_length" else padding, None
-        if truncation and padding and multiple and limit % multiple:
-            raise ValueError(f"max_length={limit} is not a multiple of pad_to_multiple_of={multiple}")
-        return padding, truncation, limit
-
-    def _row(
-        self, a: list[int], b: list[int] | None, special: bool, truncation: str | None, limit: int
-    ) -> tuple:
-        """(ids of one example, how many of them have token type 0)"""
-        added = special * (2 if b is None else 3)
-        if truncation and len(a) + len(b or []) + added > limit:
-            a, b = truncate(a, b, limit - added, truncation, limit)
-        if not special:
-            a = a + (b or [])
-            return a, len(a)
-        first = [self.cls_token_id, *a, self.sep_token_id]
-        return first if b is None else [*first, *b, self.sep_token_id], len(first)
+    def _padded(self, columns: Mapping[str, Iterable], width: int, kind: str | None) -> Batch:
+        """Columns of rows → a batch; rows with an entry for each token are padded on the right to `width`."""
+        fill = batching.FILL | {"input_ids": self.pad_token_id}
+        if kind is None:
+            return batching.as_lists(columns, width, fill)
+        widths = {max(len(row), width) for row in columns["input_ids"]}
+        if kind not in ("pt", "np") or len(widths) > 1:
+            raise batching.no_tensors(kind)
+        shape, batch = (len(columns["input_ids"]), *widths), Batch()  # (B, T)
+        for name, rows in columns.items():
+            array = np.full(shape, fill.get(name, 0), dtype=np.int64)
+            for i, row in enumerate(rows if name in fill else ()):
+                array[i, : len(row)] = row
+            array = array if name in fill else np.array(rows, dtype=np.int64)
+            batch[name] = array if kind == "np" else torch.from_numpy(array)
+        return batch
 
     def pad(
-        self,
-        encoded_inputs: Mapping[str, Sequence] | Sequence[Mapping[str, Sequence]],
-        padding: bool | str | None = True,
-        max_length: int | None = None,
-        pad_to_multiple_of: int | None = None,
-        return_attention_mask: bool | None = None,
+        self, encoded_inputs: Mapping[str, Sequence] | Sequence[Mapping[str, Sequence]],
+        padding: bool | str | None = True, max_length: int | None = None,
+        pad_to_multiple_of: int | None = None, return_attention_mask: bool | None = None,
         return_tensors: str | None = None,
-    ) -> Batch:
+    ) -> Batch:  # fmt: skip
         """Pad a batch of encoded texts, or a list of single ones (so it can be a DataLoader's collate_fn).
 
         >>> BertTokenizer(SPECIAL_TOKENS).pad([{"input_ids": [2, 3]}, {"input_ids": [2, 4, 3]}])
         {'input_ids': [[2, 3, 0], [2, 4, 3]], 'attention_mask': [[1, 1, 0], [1, 1, 1]]}
         """
-        if not isinstance(encoded_inputs, Mapping):
-            encoded_inputs = {name: [row[name] for row in encoded_inputs] for name in encoded_inputs[0]}
-        batch = Batch(encoded_inputs)
-        for name, rows in batch.items():
-            batch[name] = (row.tolist() if hasattr(row, "tolist") else row for row in rows)
-        batch["input_ids"] = list(batch["input_ids"])
-        lengths = list(map(len, batch["input_ids"]))
-        if return_attention_mask is not False:
-            batch.setdefault("attention_mask", ([1] * length for length in lengths))
-        padding, _, width = self._strategies(padding, False, max_length)
-        width = {None: 0, "longest": max(lengths, default=0), "max_length": width}[padding]
-        if pad_to_multiple_of:
-            width = -(-width // pad_to_multiple_of) * pad_to_multiple_of
-        fill = {"input_ids": self.pad_token_id} | FILL
-        if return_tensors is not None:
-            return as_tensors(batch, return_tensors, width, fill)
-        for name, rows in batch.items():
-            if name in fill:
-                rows = ([*row, *[fill[name]] * (width - len(row))] for row in rows)
-            batch[name] = list(rows)
-        return batch
+        columns = batching.as_columns(encoded_inputs, return_attention_mask is not False)
+        limit = self.model_max_length if max_length is None else max_length
+        padding, _ = batching.strategies(padding, False, max_length, limit)
+        width = batching.padded_width(columns["input_ids"], padding, limit, pad_to_multiple_of)
+        return self._padded(columns, width, return_tensors)
 
     def encode(self, text: str, text_pair: str | None = None, **options) -> list[int]:
         """The input_ids of a call with these arguments."""
@@ -378,37 +263,16 @@ class BertTokenizer:
     def from_pretrained(cls, name: str | Path, **overrides) -> BertTokenizer:
         """Read vocab.txt or tokenizer.json, and tokenizer_config.json if there, of a folder or hub name."""
         vocab_file = find_file(name, "vocab.txt", "tokenizer.json")
-        try:
-            config_file = find_file(name, "tokenizer_config.json")
-        except FileNotFoundError:
-            return cls(vocab_file, **overrides)
-        config = read_json(config_file)
-        for key, only in ONLY.items():
-            if config.get(key, only) != only:
-                raise ValueError(f"{config_file}: {key}={config[key]!r} is not supported, only {only!r}")
-        options = {key: config[key] for key in OPTIONS if config.get(key) is not None}
-        for key, value in options.items():
-            if isinstance(value, dict):  # an AddedToken
-                options[key] = value["content"]
-        return cls(vocab_file, **options | overrides)
+        return cls(vocab_file, **vocab_files.read_options(name) | overrides)
 
     def save_pretrained(self, folder: str | Path) -> None:
         """Write vocab.txt, tokenizer_config.json and special_tokens_map.json, each atomically."""
-        text = "".join(f"{token}\n" for token in self.vocab)
-        vocab_file = Path(folder) / "vocab.txt"
-        write_atomically(vocab_file, lambda file: file.write_text(text, encoding="utf-8", newline="\n"))
-        config = {**{name: getattr(self, name) for name in OPTIONS}, "tokenizer_class": "BertTokenizer"}
-        write_json(Path(folder) / "tokenizer_config.json", config)
-        write_json(Path(folder) / "special_tokens_map.json", {role: getattr(self, role) for role in ROLES})
+        options, special = ({k: getattr(self, k) for k in names} for names in (OPTIONS, ROLES))
+        vocab_files.write_files(folder, self.vocab, options, special)
 
     @classmethod
     def train(
-        cls,
-        texts: Iterable[str],
-        vocab_size: int,
-        min_frequency: int = 2,
-        limit_alphabet: int = 1000,
-        **options,
+        cls, texts: Iterable[str], vocab_size: int, min_frequency=2, limit_alphabet=1000, **options
     ) -> BertTokenizer:
         """Learn a vocabulary of at most `vocab_size` tokens from texts; `options` are the constructor's.
 
@@ -419,69 +283,9 @@ class BertTokenizer:
         >>> list(BertTokenizer.train(["ab ab ac"] * 3, vocab_size=12).vocab)[5:]
         ['a', 'b', 'c', '##a', '##b', '##c', 'ab']
         """
-        if isinstance(texts, str):
-            raise TypeError("texts must be several texts, not one str")
+        from .training.vocabulary import learn_vocabulary
+
         special = [options.get(role, token) for role, token in zip(ROLES, SPECIAL_TOKENS, strict=True)]
-        tokenizer = cls(special, **options)
-        words = Counter(word for text in texts for word in tokenizer.words(text) if len(word) <= MAX_WORD)
-        if not words:
-            raise ValueError("texts hold no words to learn a vocabulary from")
-        letters: Counter[str] = Counter()
-        for word, times in words.items():
-            letters.update({c: times * word.count(c) for c in set(word)})
-        alphabet = sorted(letters, key=lambda c: (-letters[c], c))[:limit_alphabet]
-        inside = ["##" + c for c in alphabet if len(tokenizer.words("a" + c)) == 1]
-        tokens = [*special, *alphabet, *inside]
-        if len(tokens) > vocab_size:
-            found = f"{len(special)} special tokens, {len(alphabet)} letters and {len(inside)} inside words"
-            raise ValueError(f"vocab_size={vocab_size} is too small: the texts have {found}")
-        dropped = letters.keys() - alphabet
-        known = {word: times for word, times in words.items() if dropped.isdisjoint(word)}
-        pieces = learn_pieces(known, vocab_size - len(tokens), min_frequency)
-        return cls(list(dict.fromkeys(tokens + pieces)), **options)
-
-
-def truncate(a: list[int], b: list[int] | None, room: int, strategy: str, limit: int) -> tuple:
-    """`a` and `b` cut from the right until they have `room` ids together.
-
-    longest_first takes from the longer one, an id at a time; from `b` where they are equal.
-
-    >>> truncate([1, 2, 3, 4], [5, 6, 7], 3, "longest_first", limit=6)
-    ([1, 2], [5])
-    """
-    keep_a, keep_b = len(a), len(b or [])
-    excess = keep_a + keep_b - room
-    if strategy == "only_first" or (strategy == "longest_first" and b is None):
-        keep_a -= excess
-    elif strategy == "only_second":
-        keep_b -= excess
-    elif room >= 0:
-        for _ in range(excess):
-            keep_a, keep_b = (keep_a - 1, keep_b) if keep_a > keep_b else (keep_a, keep_b - 1)
-    if room < 0 or keep_a < 0 or keep_b < 0:
-        raise ValueError(f"max_length={limit} is too small: truncation={strategy!r} cannot reach it")
-    return a[:keep_a], None if b is None else b[:keep_b]
-
-
-def as_tensors(batch: Mapping[str, Iterable], kind: str, width: int, fill: Mapping[str, int]) -> Batch:
-    """Rows of numbers → torch ("pt") or numpy ("np") int64, (B, T); those named in `fill` padded to `width`.
-
-    >>> as_tensors({"input_ids": [[2, 5, 3], [2, 3]]}, "pt", width=4, fill={"input_ids": 0}).input_ids
-    tensor([[2, 5, 3, 0],
-            [2, 3, 0, 0]])
-    """
-    if kind not in ("pt", "np"):
-        raise ValueError(f"return_tensors={kind!r} is not one of 'pt', 'np'")
-    lengths = [max(len(row), width) for row in batch.get("input_ids", ())]
-    if len(set(lengths)) > 1:
-        raise ValueError("the texts differ in length, so they make no tensor: use padding=True")
-    arrays = {}
-    for name, rows in batch.items():
-        if name not in fill:
-            arrays[name] = np.array(list(rows), dtype=np.int64)
-            continue
-        # Rows go into an array full of padding: making tensors of padded lists took most of a call's time.
-        arrays[name] = np.full((len(lengths), *set(lengths)), fill[name], dtype=np.int64)
-        for i, row in enumerate(rows):
-            arrays[name][i, : len(row)] = row
-    return Batch(arrays if kind == "np" else {name: torch.from_numpy(a) for name, a in arrays.items()})
+        words_of = cls(special, **options).words
+        limits = vocab_size, min_frequency, limit_alphabet
+        return cls(learn_vocabulary(texts, words_of, special, *limits), **options)

@@ -5,11 +5,14 @@
     python notebooks/run.py --save 03    # and keep the outputs in the file
 
 A solution is a fenced python block inside <details> in a text cell; it runs where it stands.
+Of cells tagged `answer` (they answer what the reader is asked to predict) --save folds the outputs; of cells
+tagged `slider` it keeps none, for a slider lives only where the notebook runs.
 """
 
 from __future__ import annotations
 
 import argparse
+import html
 import re
 import sys
 import time
@@ -36,6 +39,37 @@ def with_solutions(notebook: nbformat.NotebookNode) -> nbformat.NotebookNode:
     return copy
 
 
+def fold(outputs: list) -> list:
+    """The outputs as one, closed until the reader opens it."""
+    pieces = []
+    for output in outputs:
+        data = output.get("data", {})
+        image = next((kind for kind in data if kind.startswith("image/")), None)
+        if image:
+            pieces.append(f'<img alt="the figure" src="data:{image};base64,{data[image].strip()}">')
+        else:
+            text = html.escape("".join(data.get("text/plain", output.get("text", ""))))
+            if pieces and pieces[-1].endswith("</pre>"):  # what was printed in one go may come in parts
+                pieces[-1] = pieces[-1].removesuffix("</pre>") + text + "</pre>"
+            else:
+                pieces.append(f"<pre>{text}</pre>")
+    if not pieces:
+        return []
+    page = f"<details><summary>What came out</summary>{''.join(pieces)}</details>"
+    folded = {"text/html": page, "text/plain": "folded: run the cell to see it"}
+    return [nbformat.v4.new_output("display_data", data=folded)]
+
+
+def tidy(cell: nbformat.NotebookNode) -> None:
+    """What is kept of a cell that has run: no times of day, no widgets, answers folded."""
+    cell.metadata.pop("execution", None)
+    tags = cell.metadata.get("tags", [])
+    if "answer" in tags:
+        cell.outputs = fold(cell.outputs)
+    if "slider" in tags:
+        cell.outputs = []
+
+
 def run(path: Path, save: bool) -> float:
     """Run a notebook; with `save` keep its outputs. Returns seconds. CellExecutionError if a cell fails."""
     notebook = nbformat.read(path, as_version=4)
@@ -45,7 +79,7 @@ def run(path: Path, save: bool) -> float:
     seconds = time.perf_counter() - began
     if save:
         for cell in notebook.cells:
-            cell.metadata.pop("execution", None)  # times of day, different in every run
+            tidy(cell)
         notebook.metadata = {"kernelspec": notebook.metadata.get("kernelspec", {"name": "python3"})}
         nbformat.write(notebook, path)
     return seconds

@@ -39,10 +39,13 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # run from a ch
 from align_minimal import AlignConfig, AlignModel, AlignProcessor, contrastive_loss
 from align_minimal.support.hub import write_atomically, write_json
 from align_minimal.tokenizer import BertTokenizer
+from align_minimal.training.batches import BatchStream, Prepare
+from align_minimal.training.build import new_image_processor
+from align_minimal.training.dataset import Pairs
 from align_minimal.training.lamb import parameter_groups
-from align_minimal.training.loop import PairEncoder, learning_rate, new_image_processor
 from align_minimal.training.options import positive
-from align_minimal.training.pairs import BatchStream, Pair, Pairs, Prepare, read_folder
+from align_minimal.training.pairs import Pair, read_folder
+from align_minimal.training.step import PairEncoder, learning_rate
 from align_minimal.using.retrieval import evaluate
 
 DESIGNERS, HELD_OUT = ("twemoji", "openmoji", "emojitwo", "fxemoji"), "fluent"

@@ -9,7 +9,6 @@ from __future__ import annotations
 import argparse
 import csv
 import json
-import re
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -17,11 +16,12 @@ from pathlib import Path
 import torch
 from tqdm import tqdm
 
-from ..image_processor import load_image
 from ..model import AlignModel
 from ..processor import AlignProcessor
-from ..training.pairs import Pairs
-from ..using.pictures import find_pictures
+from ..support.image_files import load_image
+from ..support.terminal import busy, columns, fit, glyph, one_line, paint, width
+from ..training.dataset import Pairs
+from ..using.pictures import check_file, find_pictures
 from ..using.retrieval import embed_images, evaluate, print_recall, readable
 from ..using.search import ImageIndex
 from ..using.trace import trace_pair
@@ -35,6 +35,7 @@ from ..using.zero_shot import (
     zero_shot_accuracy,
 )
 from . import page
+from .flags import about_model
 
 
 def check_device(name: str, parser: argparse.ArgumentParser) -> None:
@@ -46,7 +47,8 @@ def check_device(name: str, parser: argparse.ArgumentParser) -> None:
 
 
 def load(args: argparse.Namespace) -> tuple[AlignModel, AlignProcessor]:
-    model = AlignModel.from_pretrained(args.model).to(args.device)
+    with busy(f"loading {args.model}"):
+        model = AlignModel.from_pretrained(args.model).to(args.device)
     return model, AlignProcessor.from_pretrained(args.model)
 
 
@@ -55,8 +57,16 @@ def load_for_inference(args: argparse.Namespace) -> tuple[AlignModel, AlignProce
     return model.for_inference(), processor
 
 
+def about_call(args: argparse.Namespace) -> list[str]:
+    """What a page says of its model."""
+    return list(filter(None, [f"model: {args.model}", about_model(args.model)]))
+
+
 def print_json(args: argparse.Namespace, **content) -> None:
-    print(json.dumps({"model": args.model, **content}, indent=2))
+    try:
+        print(json.dumps({"model": args.model, **content}, indent=2, allow_nan=False))
+    except ValueError:
+        raise ValueError(f"{args.model}: a result is not a finite number: the model is broken") from None
 
 
 # ---- classify ----------------------------------------------------------------------------------------------
@@ -76,7 +86,9 @@ def run_classify(args: argparse.Namespace, parser: argparse.ArgumentParser) -> N
     classifier = ZeroShotClassifier(*load_for_inference(args), labels, templates)
     results = classify(classifier, found, args.top)
     if args.html:
-        page.write_page(Path(args.html), "align-minimal classify", page.classification(results))
+        about = [*about_call(args), f"labels: {', '.join(labels)}"]
+        about += [f"templates: {', '.join(templates)}"] if templates != ["{}"] else []
+        page.write_page(Path(args.html), "align-minimal classify", page.classification(results), about)
     if args.json:
         print_json(args, results=results)
     elif args.csv:
@@ -107,23 +119,31 @@ def classify(
 
 
 def print_table(results: list[dict]) -> None:
-    """Print a block for each picture: labels, probabilities, and a bar for each probability."""
+    """Print a block for each picture: labels, probabilities, and a bar for each probability.
+
+    On a terminal of 40 columns, a long label is cut so that 6 columns are left for the bar.
+    """
+    longest = max((width(one_line(e["label"])) for result in results for e in result["labels"]), default=0)
+    full = min(30, max(6, columns() - 12 - longest))  # columns of a bar for 100 %
     for result in results:
-        print(result["image"])
-        width = max(len(entry["label"]) for entry in result["labels"])
-        for entry in result["labels"]:
-            bar = "█" * round(30 * entry["probability"])
-            print(f"  {entry['label']:<{width}}  {entry['probability']:6.1%}  {bar}".rstrip())
+        print(heading(result["image"]))
+        for i, entry in enumerate(result["labels"]):
+            label = fit(one_line(entry["label"]), min(longest, columns() - 12 - full))
+            bar = paint(glyph("█") * round(full * entry["probability"]), "green")
+            line = f"  {paint(label, *(['bold'] if i == 0 else []))}  {entry['probability']:6.1%}  {bar}"
+            print(line.rstrip())
 
 
 def print_csv(results: list[dict]) -> None:
     """Print image,label,probability,logit for each picture and label. Texts stand in quotation marks."""
+    show = one_line if sys.stdout.isatty() else str  # a file gets the names and labels as they are
     # Otherwise csv writes a carriage return without quotation marks, and its own reader ends the line there.
     writer = csv.writer(sys.stdout, lineterminator="\n", quoting=csv.QUOTE_NONNUMERIC)
     writer.writerow(["image", "label", "probability", "logit"])
     for result in results:
         for entry in result["labels"]:
-            writer.writerow([result["image"], entry["label"], entry["probability"], entry["logit"]])
+            names = show(result["image"]), show(entry["label"])
+            writer.writerow([*names, entry["probability"], entry["logit"]])
 
 
 # ---- search ------------------------------------------------------------------------------------------------
@@ -131,7 +151,7 @@ def print_csv(results: list[dict]) -> None:
 
 def run_search(args: argparse.Namespace, parser: argparse.ArgumentParser) -> None:
     if not args.queries and args.image is None:
-        parser.error("nothing to search for: give a QUERY or --image")
+        parser.error("nothing to search for: give a QUERY or --image REF")
     for text in [*args.queries, *([] if args.minus is None else [args.minus])]:
         if not text.strip():
             parser.error(f"query {text!r} is empty")
@@ -139,6 +159,7 @@ def run_search(args: argparse.Namespace, parser: argparse.ArgumentParser) -> Non
     if args.html:
         page.check_page(Path(args.html))  # the cheap mistake first
     if args.image is not None:
+        check_file(Path(args.image))
         load_image(args.image)  # an error here, if any, and not after the folder was embedded
     index = ImageIndex(args.folder, *load(args), args.index)
     queries = index.queries(args.queries, args.image, args.minus, args.text_weight)
@@ -146,31 +167,30 @@ def run_search(args: argparse.Namespace, parser: argparse.ArgumentParser) -> Non
     titled = [(title(query, args.image, args.minus), hits) for query, hits in answers]
     if args.html:
         sections = page.search_results(titled, Path(args.image) if args.image else None)
-        page.write_page(Path(args.html), f"align-minimal search {args.folder}", sections)
+        title_of_page = f"align-minimal search {args.folder}"
+        page.write_page(Path(args.html), title_of_page, sections, about_call(args))
     if args.json:
         hits = [(query, score, path) for query, found in answers for score, path in found]
         print_json(args, results=[{"query": q, "image": str(path), "score": s} for q, s, path in hits])
         return
     for asked, found in titled:
-        print(one_line(asked))
+        print(heading(asked))
         for score, path in found:
-            print(f"  {score:6.3f}  {one_line(path)}")
+            name = one_line(path)
+            print(f"  {score:6.3f}  {fit(name, min(width(name), columns() - 10), end=True)}")
 
 
 def title(query: str | None, image: str | None, minus: str | None) -> str:
     """The query as a person reads it: 'like cat.jpg + snow − sofa'."""
     return " + ".join(([f"like {image}"] if image else []) + ([query] if query else [])) + (
-        f" − {minus}" if minus else ""
+        f" {glyph('−')} {minus}" if minus else ""
     )
 
 
-def one_line(name: object) -> str:
-    r"""A name for a table: characters that would end the line, or control the terminal, are escaped.
-
-    >>> print(one_line("two\nlines.png"))
-    two\nlines.png
-    """
-    return re.sub(r"[\x00-\x1f\x7f-\x9f\u2028\u2029]", lambda match: repr(match[0])[1:-1], str(name))
+def heading(text: object) -> str:
+    """A line above a block of results."""
+    line = one_line(text)
+    return paint(fit(line, min(width(line), columns()), end=True), "bold")
 
 
 # ---- evaluate, demo, train, trace --------------------------------------------------------------------------
@@ -188,24 +208,25 @@ def run_evaluate(args: argparse.Namespace, parser: argparse.ArgumentParser) -> N
         result, print_result = zero_shot_accuracy(classifier, pictures), print_accuracy
     else:
         pairs = Pairs(args.data)
-        result, print_result = evaluate(*load_for_inference(args), pairs), print_recall
+        # A list has a length, which the progress bar shows. How many pairs tar files hold is not known.
+        result, print_result = evaluate(*load_for_inference(args), pairs.pairs or pairs), print_recall
     if args.json:
         print_json(args, **result)
     else:
         print_result(result)
 
 
-def run_demo(args: argparse.Namespace, parser: argparse.ArgumentParser) -> None:
+def run_demo(args: argparse.Namespace, parser: argparse.ArgumentParser) -> int:
     from . import demo
 
     check_device(args.device, parser)
     demo.import_gradio()
     demo.check_address(args.host, args.port)
-    demo.serve(*load_for_inference(args), args.host, args.port)
+    return demo.serve(*load_for_inference(args), args.host, args.port, about_model(args.model))
 
 
 def run_train(args: argparse.Namespace, parser: argparse.ArgumentParser) -> int | None:
-    from ..training.loop import train
+    from ..training.command import train
 
     check_device(args.device, parser)
     return train(args, parser)
@@ -215,9 +236,9 @@ def run_trace(args: argparse.Namespace, parser: argparse.ArgumentParser) -> None
     if not args.text.strip():
         parser.error(f"text {args.text!r} is empty")
     check_device(args.device, parser)
-    if not Path(args.image).exists():
-        raise FileNotFoundError(f"{args.image}: no such file")
-    trace_pair(*load(args), Path(args.image), args.text, args.depth)
+    check_file(Path(args.image))
+    # Unless told otherwise, two levels, and one line for all blocks of a stage.
+    trace_pair(*load(args), Path(args.image), args.text, args.depth or 2, fold=args.depth is None)
 
 
 RUN: dict[str, Callable] = {

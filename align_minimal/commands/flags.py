@@ -3,21 +3,43 @@
 from __future__ import annotations
 
 import argparse
-import math
 
+from .. import __version__
 from ..support.hub import weights_folder
+from ..support.terminal import one_line, unicode
+
+SHIPPED = str(weights_folder() / "emoji")
+DRAWINGS = (
+    "The model that comes with the program knows drawings, such as emoji, but not photographs. "
+    "For photographs, use --model kakaobrain/align-base."
+)
 
 
 class Parser(argparse.ArgumentParser):
     """argparse, with errors of one line."""
 
-    def error(self, message: str):
-        self.exit(2, f"{self.prog}: {message} (see {self.prog} --help)\n")
+    def error(self, text: str):
+        self.exit(2, f"{self.prog}: {one_line(text)} (see {self.prog} --help)\n")
 
 
-def build_parser(command: str | None) -> argparse.ArgumentParser:
+def parse(argv: list[str]) -> tuple[argparse.Namespace, argparse.ArgumentParser]:
+    """The flags of a call, and the parser of its command, which reports what is wrong with them."""
+    parser, commands = build_parser(argv[0] if argv else None)
+    args, rest = parser.parse_known_args(argv)
+    command = commands.choices[args.command]
+    del args.debug  # main looks for it by itself: an error may come before the flags are read
+    if args.command == "search" and not any(text.startswith("-") for text in rest):
+        # Before Python 3.12, argparse reads no more queries after a flag: `search FOLDER --top 1 apple`.
+        args.queries += map(unicode, rest)
+    elif rest:
+        command.error(f"unrecognized arguments: {' '.join(rest)}")
+    return args, command
+
+
+def build_parser(command: str | None):
     """The flags of all commands. Those of `train` need PyTorch, so only this command has them."""
     parser = Parser(prog="align-minimal", description="ALIGN: pictures and words in one space.")
+    parser.add_argument("--version", action="version", version=f"align-minimal {__version__}")
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND", parser_class=Parser)
     add_classify(commands)
     add_search(commands)
@@ -33,7 +55,9 @@ def build_parser(command: str | None) -> argparse.ArgumentParser:
         from ..training.options import add_arguments
 
         add_arguments(train)
-    return parser
+    for each in commands.choices.values():
+        each.add_argument("--debug", action="store_true", help="show where in the code an error was raised")
+    return parser, commands
 
 
 def add_classify(commands) -> None:
@@ -41,15 +65,17 @@ def add_classify(commands) -> None:
         "classify",
         help="which of these labels fits each picture?",
         description="Zero-shot classification: the probability of each label for each picture.",
+        epilog=DRAWINGS,
     )
     parser.add_argument("images", nargs="+", metavar="IMAGE_OR_FOLDER", help="pictures, or folders of them")
     labels = parser.add_mutually_exclusive_group(required=True)
-    labels.add_argument("--labels", nargs="+", metavar="LABEL", help="what a picture may show")
+    labels.add_argument("--labels", nargs="+", type=unicode, metavar="LABEL", help="what a picture may show")
     labels.add_argument("--labels-file", metavar="FILE", help="a file with one label per line, instead")
     templates = parser.add_mutually_exclusive_group()
     templates.add_argument(
         "--template",
         action="append",
+        type=unicode,
         metavar="TEXT",
         help="a text with {} in place of the label, such as 'a photo of a {}'; of several, the "
         "embeddings are averaged (default: the label alone)",
@@ -71,15 +97,18 @@ def add_search(commands) -> None:
         help="find pictures in a folder by words, by a picture, or by both",
         description="Find the pictures most similar to a text, to a picture, or to a picture plus or minus a "
         "text. The pictures of the folder are embedded once; later calls embed only what has changed.",
+        epilog=DRAWINGS,
     )
     parser.add_argument("folder", metavar="FOLDER", help="its pictures, and those of all folders in it")
     parser.add_argument(
-        "queries", nargs="*", metavar="QUERY", help="texts, each of which is answered by itself"
+        "queries", nargs="*", type=unicode, metavar="QUERY", help="texts, each of which is answered by itself"
     )
     parser.add_argument("--image", metavar="REF", help="a picture to search with; texts are added to it")
-    parser.add_argument("--minus", metavar="TEXT", help="a text that is subtracted from the query")
+    parser.add_argument(
+        "--minus", type=unicode, metavar="TEXT", help="a text that is subtracted from the query"
+    )
     weight = "the weight of texts beside a picture, whose weight is 1 (default: 2, as in the paper)"
-    parser.add_argument("--text-weight", type=positive_number, default=2.0, metavar="W", help=weight)
+    parser.add_argument("--text-weight", type=text_weight, default=2.0, metavar="W", help=weight)
     parser.add_argument(
         "--top", type=count, default=10, metavar="K", help="how many pictures per query (default: 10)"
     )
@@ -111,6 +140,7 @@ def add_demo(commands) -> None:
         "demo",
         help="zero-shot classification in the browser",
         description="Serve a page: drop a picture, type labels, see a bar for each. Needs gradio.",
+        epilog=DRAWINGS,
     )
     host = "who may use it: 127.0.0.1 is this machine only (default), 0.0.0.0 everybody in the network"
     parser.add_argument("--host", default="127.0.0.1", help=host)
@@ -125,9 +155,22 @@ def add_trace(commands) -> None:
         description="Print the output shape, parameters, multiply-adds, mean and deviation of each layer.",
     )
     parser.add_argument("image", metavar="IMAGE")
-    parser.add_argument("text", metavar="TEXT")
-    parser.add_argument("--depth", type=count, metavar="N", help="only the outer N levels (default: all)")
+    parser.add_argument("text", type=unicode, metavar="TEXT")
+    depth = "show N levels of layers, each layer by itself (default: 2, the blocks of a stage together)"
+    parser.add_argument("--depth", type=count, metavar="N", help=depth)
     add_model_arguments(parser)
+
+
+def about_model(name: str) -> str:
+    """A sentence about what a model can be asked; empty for a model that others have made.
+
+    >>> about_model(SHIPPED)[:60], about_model("kakaobrain/align-base")
+    ('The model that comes with the program knows drawings, such a', '')
+    """
+    return DRAWINGS if name == SHIPPED else ""
+
+
+# ---- checks of single values -------------------------------------------------------------------------------
 
 
 def count(text: str) -> int:
@@ -144,17 +187,17 @@ def port(text: str) -> int:
     return number
 
 
-def positive_number(text: str) -> float:
+def text_weight(text: str) -> float:
     number = float(text)
-    if not 0 < number < math.inf:
-        raise argparse.ArgumentTypeError(f"must be a number above 0, not {text}")
+    if not 0.001 <= number <= 1000:
+        raise argparse.ArgumentTypeError(f"must be a number from 0.001 to 1000, not {text}")
     return number
 
 
 def add_model_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--model",
-        default=str(weights_folder() / "emoji"),
+        default=SHIPPED,
         metavar="DIR_OR_NAME",
         help="a checkpoint: a folder, or a name such as kakaobrain/align-base (default: the one that "
         "comes with the program)",

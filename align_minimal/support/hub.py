@@ -12,8 +12,11 @@ import math
 import os
 import re
 import tempfile
+import warnings
 from collections.abc import Callable
 from pathlib import Path
+
+from safetensors import SafetensorError
 
 HUB_NAME = re.compile(r"[\w][\w.-]*(/[\w][\w.-]*)?")  # "align-base" or "kakaobrain/align-base"
 CHECKPOINT_FILES = "config.json, model.safetensors, vocab.txt, preprocessor_config.json"
@@ -40,7 +43,10 @@ def find_file(name: str | Path, *filenames: str) -> Path:
     >>> find_file("emoji", "config.json").parts[-3:]
     ('weights', 'emoji', 'config.json')
     """
-    for folder in (Path(name), weights_folder() / name):
+    shipped = weights_folder() / name
+    if Path(name).is_dir() and shipped.is_dir() and not shipped.samefile(name):
+        warnings.warn(f"{name}: the folder here, not the model of that name that ships", stacklevel=2)
+    for folder in (Path(name), shipped):
         if folder.is_dir():
             for filename in filenames:
                 if (folder / filename).is_file():
@@ -169,5 +175,8 @@ def write_atomically(path: Path, write: Callable[[Path], object]) -> None:
         with open(temporary, "rb") as file:
             os.fsync(file.fileno())
         os.replace(temporary, path)
+    except (OSError, SafetensorError) as error:  # of a full disk, they name no file, or the temporary one
+        number = getattr(error, "errno", None)
+        raise OSError(number, error.strerror, str(path)) if number else OSError(f"{path}: {error}") from None
     finally:
         temporary.unlink(missing_ok=True)

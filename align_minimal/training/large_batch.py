@@ -7,16 +7,19 @@ negatives are what a large batch is for. Three things grow with it, and each has
 
        a tile:  m' = max(m, max_j s_j),  z' = z·exp(m − m') + Σ_j exp(s_j − m');  at last  m + log z
 
-   One block of s = text·imageᵀ/σ serves the rows (text to image) and the columns (image to text). It is
-   then thrown away, and computed again for the gradient: 4 matrix products where the plain loss has 3.
+   One block of s = text·imageᵀ/σ serves the rows (text to image) and the columns (image to text). The block
+   is then thrown away, and computed again for the gradient: 4 matrix products where the plain loss has 3.
 
 2. The pairs themselves, spread over processes. Each rank holds its own texts' rows against the images of all
    ranks (open_clip calls this `local_loss`), so its memory is linear in the whole batch. An image is a
    negative on every rank: its gradient is the sum over ranks. Forgetting that is the usual mistake.
 
 3. The towers' activations (GradCache, Gao et al. 2021, arXiv 2101.06983). The loss knows the towers only by
-   the embeddings e. So: all e without a graph; dL/de; then chunk by chunk dL/de · de/dθ, with a graph of one
-   chunk. Adding up the gradients of the chunks' own losses would be something else: fewer negatives.
+   the embeddings e. So: (1) embed everything without a graph, (2) compute dL/de, (3) embed chunk by chunk
+   again and back-propagate dL/de · de/dθ, which takes the graph of one chunk. Adding up the gradients of the
+   chunks' own losses would be something else: each pair would meet fewer negatives.
+
+x is an image and y a text, as in the paper; s_ij is the score of text i and image j.
 """
 
 from __future__ import annotations
@@ -54,9 +57,9 @@ def add_exponentials(s: Tensor, dim: int, m: Tensor, z: Tensor) -> None:
 
 
 class TiledLoss(torch.autograd.Function):
-    """The loss of this rank's texts x = text/σ (b, D) and images y (b, D) among the N pairs of all ranks.
+    """The loss of this rank's texts y = text/σ (b, D) and images x (b, D) among the N pairs of all ranks.
 
-        s_ij = x_i·y_j,  L = 1/2N [Σ_i log Σ_j exp(s_ij) + Σ_j log Σ_i exp(s_ij)] − Σ_ij q_ij s_ij / N
+        s_ij = y_i·x_j,  L = 1/2N [Σ_i log Σ_j exp(s_ij) + Σ_j log Σ_i exp(s_ij)] − Σ_ij q_ij s_ij / N
         dL/ds_ij = [P_ij + Q_ij − 2 q_ij] / 2N
 
     with P the softmax along rows, Q along columns, q_ij = ε/N, and 1 − ε more where i = j. Division by σ is
@@ -68,18 +71,18 @@ class TiledLoss(torch.autograd.Function):
     """
 
     @staticmethod
-    def forward(ctx, x: Tensor, y: Tensor, epsilon: float, tile: int, sizes: list[int], rank: int) -> Tensor:
-        b, N, first = len(x), sum(sizes), sum(sizes[:rank])
-        own, y = slice(first, first + b), gather(y, sizes, rank)  # y: (N, D)
+    def forward(ctx, y: Tensor, x: Tensor, epsilon: float, tile: int, sizes: list[int], rank: int) -> Tensor:
+        b, N, first = len(y), sum(sizes), sum(sizes[:rank])
+        own, x = slice(first, first + b), gather(x, sizes, rank)  # x: (N, D)
         # Cut so that no tile has images of two ranks: a pair's own logit is then on a tile's diagonal.
         starts = [sum(sizes[:r]) for r in range(len(sizes))]
         columns = [c for start, size in zip(starts, sizes, strict=True) for c in tiles(start, size, tile)]
-        row_m, row_z = x.new_full((b,), -torch.inf), x.new_zeros(b)
-        column_m, column_z = x.new_full((N,), -torch.inf), x.new_zeros(N)
-        positive = x.new_empty(b)  # s_ii
+        row_m, row_z = y.new_full((b,), -torch.inf), y.new_zeros(b)
+        column_m, column_z = y.new_full((N,), -torch.inf), y.new_zeros(N)
+        positive = y.new_empty(b)  # s_ii
         for r in tiles(0, b, tile):
             for c in columns:
-                s = x[r] @ y[c].T  # (≤ tile, ≤ tile)
+                s = y[r] @ x[c].T  # (≤ tile, ≤ tile)
                 add_exponentials(s, 1, row_m[r], row_z[r])
                 add_exponentials(s, 0, column_m[c], column_z[c])
                 if c.start == first + r.start:
@@ -90,11 +93,11 @@ class TiledLoss(torch.autograd.Function):
             column_z.mul_(torch.exp(local - column_m))
             dist.all_reduce(column_z)
         both = row_z.log() + (row_m - positive) + column_z[own].log() + (column_m[own] - positive)  # (b,)
-        smoothing = positive.sum() - x.sum(0) @ y.sum(0) / N  # Σ_j s_ij = x_i · Σ_j y_j: no tile is needed
+        smoothing = positive.sum() - y.sum(0) @ x.sum(0) / N  # Σ_j s_ij = y_i · Σ_j x_j: no tile is needed
         loss = (both.sum() / 2 + epsilon * smoothing) / N
         if len(sizes) > 1:
             dist.all_reduce(loss)
-        ctx.save_for_backward(x, y, row_m, row_z, column_m, column_z)
+        ctx.save_for_backward(y, x, row_m, row_z, column_m, column_z)
         ctx.epsilon, ctx.tile, ctx.columns, ctx.own, ctx.ranks = epsilon, tile, columns, own, len(sizes)
         return loss
 
@@ -102,27 +105,27 @@ class TiledLoss(torch.autograd.Function):
     def backward(ctx, grad: Tensor) -> tuple:
         if torch.is_grad_enabled():  # create_graph=True
             raise RuntimeError("the tiled loss has no second derivative; the plain one has")
-        x, y, row_m, row_z, column_m, column_z = ctx.saved_tensors
-        N, (dx, dy) = len(y), (torch.zeros_like(x), torch.zeros_like(y))
-        minus_smoothing = x.new_tensor(-2 * ctx.epsilon / max(N, 1))
-        for r in tiles(0, len(x), ctx.tile):
+        y, x, row_m, row_z, column_m, column_z = ctx.saved_tensors
+        N, (dy, dx) = len(x), (torch.zeros_like(y), torch.zeros_like(x))
+        minus_smoothing = y.new_tensor(-2 * ctx.epsilon / max(N, 1))
+        for r in tiles(0, len(y), ctx.tile):
             for c in ctx.columns:
-                s = x[r] @ y[c].T  # again, and now with the sums over all tiles known
+                s = y[r] @ x[c].T  # again, and now with the sums over all tiles known
                 P = (s - row_m[r, None]).exp_()
                 ds = torch.addcmul(minus_smoothing, P, 1 / row_z[r, None], out=P)
                 Q = s.sub_(column_m[c]).exp_()
                 ds.addcmul_(Q, 1 / column_z[c])
                 if c.start == ctx.own.start + r.start:
                     ds.diagonal().sub_(2 * (1 - ctx.epsilon))
-                dx[r].addmm_(ds, y[c])
-                dy[c].addmm_(ds.T, x[r])
+                dy[r].addmm_(ds, x[c])
+                dx[c].addmm_(ds.T, y[r])
         if ctx.ranks > 1:
-            dist.all_reduce(dy)  # each rank has the share of its own rows
+            dist.all_reduce(dx)  # each rank has the share of its own rows
         scale = grad * ctx.ranks / (2 * N)  # times the ranks: DistributedDataParallel divides by them
-        return dx.mul_(scale), dy[ctx.own] * scale, None, None, None, None
+        return dy.mul_(scale), dx[ctx.own] * scale, None, None, None, None
 
 
-def gather(y: Tensor, sizes: list[int], rank: int) -> Tensor:
+def gather(x: Tensor, sizes: list[int], rank: int) -> Tensor:
     """The rows of all ranks, in their order. (b, D) → (N, D).
 
     As a sum of tensors that are zero outside a rank's own rows, because ranks may hold different numbers of
@@ -132,9 +135,9 @@ def gather(y: Tensor, sizes: list[int], rank: int) -> Tensor:
     torch.Size([4, 2])
     """
     if len(sizes) == 1:
-        return y
-    everything = y.new_zeros(sum(sizes), y.shape[1])
-    everything[sum(sizes[:rank]) :][: len(y)] = y
+        return x
+    everything = x.new_zeros(sum(sizes), x.shape[1])
+    everything[sum(sizes[:rank]) :][: len(x)] = x
     dist.all_reduce(everything)
     return everything
 

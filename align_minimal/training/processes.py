@@ -17,21 +17,26 @@ import torch.distributed as dist
 class Processes:
     """This process among those that train together.
 
-    >>> Processes().gather(2.5), Processes().gather_lists(["a", "b"])
-    ([2.5], ['a', 'b'])
+    >>> Processes().gather(2.5, 1), Processes().gather_lists(["a", "b"])
+    ([[2.5, 1.0]], ['a', 'b'])
     """
 
     rank: int = 0
     world: int = 1
     device: str = "cpu"
 
-    def gather(self, number: float) -> list[float]:
-        """Every rank's number, on every rank."""
+    def gather(self, *numbers: float) -> list[list[float]]:
+        """Every rank's numbers, on every rank."""
+        own = torch.tensor(numbers, dtype=torch.float64, device=self.device)
         if self.world == 1:
-            return [number]
-        numbers = [torch.zeros(1, dtype=torch.float64, device=self.device) for _ in range(self.world)]
-        dist.all_gather(numbers, torch.tensor([number], dtype=torch.float64, device=self.device))
-        return [n.item() for n in numbers]
+            return [own.tolist()]
+        everyone = [torch.zeros_like(own) for _ in range(self.world)]
+        dist.all_gather(everyone, own)
+        return [row.tolist() for row in everyone]
+
+    def wait(self) -> None:
+        """Go on when every rank is here."""
+        self.gather(0)
 
     def gather_lists(self, items: list) -> list:
         """Every rank's items, as one list, on every rank."""
@@ -64,8 +69,10 @@ def processes(device: str):
 
 @contextlib.contextmanager
 def note_signals():
-    """Give a list that a SIGINT or SIGTERM puts its number into. A second Ctrl-C acts as usual; a second
-    SIGTERM does not: a supervisor may send it to the group and again to each process.
+    """Yield a list, into which a SIGINT or SIGTERM puts its number.
+
+    A second Ctrl-C acts as usual. A second SIGTERM does not: a supervisor may send it to the group of
+    processes and then again to each of them.
     """
     received: list[int] = []
     before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
@@ -84,9 +91,7 @@ def note_signals():
 
 
 def start_worker(number: int) -> None:
-    """The main process decides what a signal means, and needs its workers until it has; and one worker's
-    warnings are enough.
-    """
+    """Workers ignore signals: only the main process handles them. One worker's warnings are enough."""
     for each in (signal.SIGINT, signal.SIGTERM):
         signal.signal(each, signal.SIG_IGN)
     torch.set_num_threads(1)

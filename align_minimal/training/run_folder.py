@@ -2,17 +2,19 @@
 
 OUT/model.safetensors, config.json, vocab.txt, …     the newest checkpoint, ready for use
 OUT/checkpoints/step-0000500/                         the same, with the optimizer's state; the last K
+OUT/best/                                             the best on --eval so far, with its evaluation.json
 OUT/metrics.jsonl                                     one line a step
+OUT/run.lock                                          held by the run that writes here
 """
 
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import json
 import os
 import re
 import shutil
-import warnings
 from pathlib import Path
 
 import torch
@@ -22,6 +24,12 @@ from safetensors.torch import save_file
 from ..model import AlignModel
 from ..processor import AlignProcessor
 from ..support.hub import read_json, write_atomically, write_json
+from .batches import Position
+
+try:
+    import fcntl
+except ImportError:  # Windows has none: there, two runs in one folder are not noticed
+    fcntl = None
 from ..support.weights_file import read_tensors
 
 
@@ -47,6 +55,11 @@ def checkpoints(out: Path) -> list[Path]:
     return sorted(found, key=step_of, reverse=True)
 
 
+# What an optimizer keeps for each parameter: a count, or a moment of the parameter's shape.
+STATE = {
+    "Lamb": {"step": "count", "m": "moment", "v": "moment"},
+    "AdamW": {"step": "count", "exp_avg": "moment", "exp_avg_sq": "moment"},
+}
 MODEL_FILES = (
     "model.safetensors",
     "pytorch_model.bin",
@@ -85,7 +98,7 @@ def save_optimizer(optimizer: torch.optim.Optimizer, folder: Path) -> None:
 
 
 def load_optimizer(optimizer: torch.optim.Optimizer, folder: Path) -> None:
-    """Put back what `save_optimizer` wrote; ValueError naming the file where it does not fit.
+    """Put back what `save_optimizer` wrote; ValueError naming the file where it does not fit or is not whole.
 
     >>> import tempfile
     >>> w = torch.ones(2, 3, requires_grad=True)
@@ -105,7 +118,76 @@ def load_optimizer(optimizer: torch.optim.Optimizer, folder: Path) -> None:
             raise ValueError(f"{path}: made for another model ({key} is {tuple(tensor.shape)})")
         whole = tensor.ndim == 0 and not tensor.is_floating_point()  # a count of steps kept as an int
         content["state"].setdefault(int(index), {})[name] = tensor.item() if whole else tensor.clone()
+    for index, shape in enumerate(shapes):
+        for name, wanted in STATE.get(type(optimizer).__name__, {}).items():
+            found = content["state"].get(index, {}).get(name)
+            if found is None or (wanted == "moment" and found.shape != shape):
+                raise ValueError(f"{path}: not whole, or of another model (no {index}.{name} that fits)")
     optimizer.load_state_dict(content)
+
+
+def digest(path: Path) -> str:
+    """SHA-256 of a file's content.
+
+    >>> digest(Path("weights/emoji/vocab.txt"))[:8]
+    '16a04645'
+    """
+    found = hashlib.sha256()
+    with open(path, "rb") as file:
+        while part := file.read(2**20):
+            found.update(part)
+    return found.hexdigest()
+
+
+def place(source: Path, destination: Path) -> None:
+    """Let `destination` be `source`, at once: one file of two names, or a copy where the disk has no links.
+
+    >>> import tempfile
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     _ = Path(folder, "a").write_text("whole")
+    ...     place(Path(folder, "a"), Path(folder, "b"))
+    ...     Path(folder, "b").read_text()
+    'whole'
+    """
+    temporary = destination.with_name(f".{destination.name}.{os.getpid():08d}")
+    try:
+        temporary.unlink(missing_ok=True)
+        try:
+            os.link(source, temporary)
+        except OSError:
+            shutil.copyfile(source, temporary)
+        os.replace(temporary, destination)  # of two names of one file, this removes neither
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def score(result: dict) -> list[float]:
+    """R@1, R@5, R@10 of `evaluate`, each the mean of both ways.
+
+    >>> score({"image_to_text": {"R@1": 0.5}, "text_to_image": {"R@1": 0.25}})
+    [0.375]
+    """
+    ways = (result["image_to_text"], result["text_to_image"])
+    return [(ways[0][k] + ways[1][k]) / 2 for k in ways[0]]
+
+
+@contextlib.contextmanager
+def locked(out: Path):
+    """Hold OUT/run.lock; ValueError if another run does. The system frees it however a run ends.
+
+    >>> import tempfile
+    >>> with tempfile.TemporaryDirectory() as out, locked(Path(out)):
+    ...     Path(out, "run.lock").exists()
+    True
+    """
+    out.mkdir(parents=True, exist_ok=True)
+    with open(out / "run.lock", "a") as file:
+        if fcntl:
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except OSError:
+                raise ValueError(f"{out}: another run is training into this folder") from None
+        yield
 
 
 class Run:
@@ -140,55 +222,78 @@ class Run:
             model.save_pretrained(temporary)
             processor.save_pretrained(temporary)
             save_optimizer(optimizer, temporary)
-            write_json(temporary / "training.json", training)
+            digests = {p.name: digest(p) for p in temporary.iterdir()}
+            write_json(temporary / "training.json", training | {"files": digests})
             shutil.rmtree(final, ignore_errors=True)  # only a broken one can be in the way
             os.replace(temporary, final)
         except (OSError, SafetensorError) as error:
             raise OSError(f"{final}: could not be written ({error})") from error
         finally:
             shutil.rmtree(temporary, ignore_errors=True)
-        self.publish(model, processor)
+        self.publish(step)
         # Not those of later steps: they were passed over as broken, and must not push out the whole ones.
         for old in [p for p in checkpoints(self.out) if step_of(p) <= step][self.keep :]:
             shutil.rmtree(old, ignore_errors=True)
 
-    def publish(self, model: AlignModel, processor: AlignProcessor) -> None:
-        """Renew the checkpoint at the top, which is for use."""
+    def publish(self, step: int) -> None:
+        """Renew the model at the top, which is for use: the checkpoint's files, linked where possible."""
+        folder = self.out / "checkpoints" / f"step-{step:07d}"
         try:
-            processor.save_pretrained(self.out)
-            model.save_pretrained(self.out)
-        except (OSError, SafetensorError) as error:
+            for path in sorted(folder.iterdir()):
+                if path.name not in ("training.json", "optimizer.safetensors"):
+                    place(path, self.out / path.name)
+        except OSError as error:
             raise OSError(f"{self.out}: the model could not be written ({error})") from error
 
     def load(self, folder: Path) -> tuple[dict, AlignModel, AlignProcessor]:
         """A checkpoint's training.json, model and processor; ValueError or OSError if it is not whole."""
-        training = read_json(folder / "training.json")
-        numbers = [training.get(key) for key in ("step", "drawn")]
-        if not all(isinstance(n, int) for n in numbers) or not isinstance(training.get("options"), dict):
-            raise ValueError(f"{folder / 'training.json'}: no step, drawn and options in it")
-        read_tensors(folder / "optimizer.safetensors")
+        path = folder / "training.json"
+        training = read_json(path)
+        step, drawn = training.get("step"), training.get("drawn")
+        if not (type(step) is type(drawn) is int and 0 <= step <= drawn < 2**53):
+            raise ValueError(f"{path}: no step and drawn in it that could be")
+        if not all(isinstance(training.get(name), dict) for name in ("options", "position", "files")):
+            raise ValueError(f"{path}: no options, position and files in it")
+        for name, expected in training["files"].items():
+            if not (folder / name).is_file() or digest(folder / name) != expected:
+                raise ValueError(f"{folder / name}: not the file that was saved")
+        try:
+            Position.read(training["position"])
+        except ValueError as error:
+            raise ValueError(f"{path}: {error}") from None
         return training, AlignModel.from_pretrained(folder), AlignProcessor.from_pretrained(folder)
 
-    def newest(self) -> tuple[Path, dict, AlignModel, AlignProcessor] | None:
-        """The newest whole checkpoint, after a warning for each newer one that is broken."""
-        for folder in checkpoints(self.out):
-            try:
-                return folder, *self.load(folder)
-            except (OSError, ValueError) as error:
-                warnings.warn(f"passed over: {error}", stacklevel=2)
-        return None
+    def keep_best(self, model: AlignModel, processor: AlignProcessor, result: dict) -> None:
+        """Put the model into OUT/best if R@1 (then R@5, R@10) of both ways is higher than what is there."""
+        best = self.out / "best"
+        with contextlib.suppress(OSError, ValueError, KeyError, TypeError):
+            if score(read_json(best / "evaluation.json")) >= score(result):
+                return
+        temporary = self.out / f".best.{os.getpid()}"
+        try:
+            model.save_pretrained(temporary)
+            processor.save_pretrained(temporary)
+            write_json(temporary / "evaluation.json", result)
+            shutil.rmtree(best, ignore_errors=True)
+            os.replace(temporary, best)
+        except (OSError, SafetensorError) as error:
+            raise OSError(f"{best}: could not be written ({error})") from error
+        finally:
+            shutil.rmtree(temporary, ignore_errors=True)
 
     def tidy(self, step: int) -> None:
         """Remove what a killed process left half written, and metrics of steps that will come again."""
-        for rubbish in (self.out / "checkpoints").glob(".step-*"):
+        for rubbish in [*(self.out / "checkpoints").glob(".step-*"), *self.out.glob(".best.*")]:
             shutil.rmtree(rubbish, ignore_errors=True)
         for rubbish in self.out.glob(".*"):  # hub.write_atomically's, cut off before the rename
             if re.fullmatch(r"\.(\w+\.(safetensors|jsonl?|txt|png))\.[a-z0-9_]{8}", rubbish.name):
                 rubbish.unlink(missing_ok=True)
         kept = []
+        if self.metrics_path.exists() and not self.metrics_path.is_file():
+            raise ValueError(f"{self.metrics_path}: not a regular file")
         if self.metrics_path.exists():
             for line in self.metrics_path.read_text(encoding="utf-8", errors="replace").splitlines():
-                with contextlib.suppress(ValueError, KeyError, TypeError):  # the last may be cut short
+                with contextlib.suppress(ValueError, KeyError, TypeError, RecursionError):  # or be cut short
                     if json.loads(line)["step"] <= step:
                         kept.append(line + "\n")
         text = "".join(kept)

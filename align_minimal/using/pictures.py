@@ -6,6 +6,8 @@ for this, because Pillow, numpy and PyTorch release Python's lock while they wor
 
 from __future__ import annotations
 
+import os
+import warnings
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -21,8 +23,8 @@ def find_in_folder(folder: Path) -> list[Path]:
     """The pictures in a folder and in all folders below it, sorted. Suffixes tell what a picture is; hidden
     files and folders are left out.
 
-    Raises FileNotFoundError if there is no such folder, NotADirectoryError if it is a file, and ValueError
-    if it has no picture in it.
+    A folder inside it that cannot be read is left out with a warning. Raises FileNotFoundError if there is
+    no such folder, NotADirectoryError if it is a file, and ValueError if it has no picture in it.
 
     >>> find_in_folder(Path("weights/samples"))[0].name
     'apple.png'
@@ -34,16 +36,46 @@ def find_in_folder(folder: Path) -> list[Path]:
         ".palm",
         ".pdf",
     }  # Pillow writes these, but cannot read them
-    inside = [
-        path
-        for path in sorted(folder.rglob("*"))
-        if path.suffix.lower() in suffixes
-        and not any(part.startswith(".") for part in path.relative_to(folder).parts)
-        and path.is_file()
-    ]
+    os.scandir(folder).close()  # raises the error of a folder that cannot be read
+    inside, folders = [], [folder]
+    while folders:  # no recursion: folders may be nested deeper than Python's stack
+        for path, is_folder in list_folder(folders.pop()):
+            if is_folder:
+                folders.append(path)
+            elif path.suffix.lower() in suffixes and path.is_file():
+                inside.append(path)
     if not inside:
         raise ValueError(f"{folder}: no picture in this folder")
-    return inside
+    return sorted(inside)
+
+
+def list_folder(folder: Path) -> list[tuple[Path, bool]]:
+    """The entries of a folder that are not hidden, as (path, is a folder); none, with a warning, if it cannot
+    be read. A symbolic link to a folder is not followed, for it may lead back.
+
+    >>> ("samples", True) in [(path.name, is_folder) for path, is_folder in list_folder(Path("weights"))]
+    True
+    """
+    try:
+        with os.scandir(folder) as entries:
+            shown = [entry for entry in entries if not entry.name.startswith(".")]
+            return [(folder / entry.name, entry.is_dir(follow_symlinks=False)) for entry in shown]
+    except OSError as error:
+        warnings.warn(f"skipped: {folder}: {error.strerror}", stacklevel=2)
+        return []
+
+
+def check_file(path: Path) -> None:
+    """FileNotFoundError if there is no file, ValueError for a device or a pipe: reading it might never end.
+
+    >>> check_file(Path("/dev/zero"))
+    Traceback (most recent call last):
+    ValueError: /dev/zero: not a file, but a device or a pipe
+    """
+    if not path.exists():
+        raise FileNotFoundError(f"{path}: no such file")
+    if not path.is_file() and not path.is_dir():
+        raise ValueError(f"{path}: not a file, but a device or a pipe")
 
 
 def find_pictures(arguments: Sequence[str]) -> list[tuple[Path, bool]]:
@@ -59,10 +91,9 @@ def find_pictures(arguments: Sequence[str]) -> list[tuple[Path, bool]]:
     for path in map(Path, arguments):
         if path.is_dir():
             found += [(inside, False) for inside in find_in_folder(path)]
-        elif path.exists():
-            found.append((path, True))
         else:
-            raise FileNotFoundError(f"{path}: no such file")
+            check_file(path)
+            found.append((path, True))
     return found
 
 

@@ -17,9 +17,11 @@ import torch.nn.functional as F
 from torch import Tensor
 from tqdm import tqdm
 
-from ..image_processor import open_image, to_rgb
 from ..model import AlignModel
 from ..processor import AlignProcessor
+from ..support.image_files import open_image
+from ..support.rgb import to_rgb
+from ..support.terminal import columns
 from .pictures import read_ahead
 
 # ---- embeddings --------------------------------------------------------------------------------------------
@@ -41,7 +43,7 @@ def embed_texts(
     model.eval()
     limit = min(64, model.config.text_config.max_position_embeddings)
     embeds = []
-    for start in range(0, len(texts), batch_size):
+    for start in tqdm(range(0, len(texts), batch_size), "texts", leave=False, disable=len(texts) <= 512):
         part = list(texts[start : start + batch_size])
         tokens = processor(text=part, padding=True, truncation=True, max_length=limit, return_tensors="pt")
         embeds.append(model.get_text_features(**tokens.to(model.temperature.device)).cpu())  # (B, D)
@@ -130,7 +132,7 @@ def compose(
     """A query from vectors of length 1: image + weight · (text − minus), L2-normalized. (…, D) → (…, D)
 
     The paper's weights are 2 for texts and 1 for the image (section 7). Raises ValueError if both text and
-    image are missing.
+    image are missing, or the weight is not in [0.001, 1000]: beyond, rounding removes one of the two.
 
     >>> x, y = torch.eye(2)
     >>> compose(image=x, text=y)
@@ -138,6 +140,8 @@ def compose(
     """
     if text is None and image is None:
         raise ValueError("a query needs a text or an image")
+    if not 0.001 <= text_weight <= 1000:
+        raise ValueError(f"text_weight must be from 0.001 to 1000, not {text_weight}")
     parts = [(text, text_weight), (image, 1.0), (minus, -text_weight)]
     return F.normalize(sum(weight * part for part, weight in parts if part is not None), dim=-1)
 
@@ -324,4 +328,5 @@ def print_recall(result: dict) -> None:
     print(f"{result['images']:,} images, {result['texts']:,} texts")
     for direction in ("image_to_text", "text_to_image"):
         values = "  ".join(f"{k} {v:.3f}" for k, v in result[direction].items())
-        print(f"  {direction.replace('_', ' ')}: {values}")
+        line = f"  {direction.replace('_', ' ')}: {values}"
+        print(line if len(line) <= columns() else line.replace(": ", ":\n    "))

@@ -12,6 +12,7 @@ Leaves out: the picture's content. A picture that changes and keeps path, size a
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import os
@@ -57,7 +58,11 @@ def cache_folder() -> Path:
     >>> cache_folder().name
     'align_minimal'
     """
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "align_minimal"
+    try:
+        cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
+    except RuntimeError:  # neither $HOME nor an entry in the system's list of users
+        raise OSError("no home folder to keep the index in: give --index, or set XDG_CACHE_HOME") from None
+    return cache / "align_minimal"
 
 
 def read_index(folder: Path, width: int) -> tuple[list[bytes], Tensor]:
@@ -67,7 +72,7 @@ def read_index(folder: Path, width: int) -> tuple[list[bytes], Tensor]:
     ([], tensor([], size=(0, 160)))
     """
     path = folder / EMBEDDINGS
-    if not path.exists():
+    if not path.is_file():
         return [], torch.empty(0, width)
     try:
         tensors = load_file(path)  # mapped into memory: a row is read from the disk when it is used
@@ -77,6 +82,11 @@ def read_index(folder: Path, width: int) -> tuple[list[bytes], Tensor]:
             raise ValueError(f"keys {tuple(keys.shape)}, embeddings {tuple(embeds.shape)}")
         if keys.dtype != torch.uint8 or embeds.dtype != torch.float32:
             raise ValueError(f"keys {keys.dtype}, embeddings {embeds.dtype}")
+        lengths = torch.linalg.vector_norm(embeds, dim=1)
+        if not ((lengths - 1).abs() < 1e-3).all():  # so that a number that is not finite is found, too
+            raise ValueError("an embedding whose length is not 1")
+    except FileNotFoundError:  # deleted since
+        return [], torch.empty(0, width)
     except (SafetensorError, KeyError, ValueError) as error:
         reason = " ".join(str(error).split())
         warnings.warn(f"{path}: not an index of this model, made anew ({reason})", stacklevel=4)
@@ -118,7 +128,24 @@ def write_index(folder: Path, keys: list[bytes], names: list[str], embeds: Tenso
     }
     order = (NAMES, EMBEDDINGS) if (folder / EMBEDDINGS).exists() else (EMBEDDINGS, NAMES)
     for name in order:
-        write_atomically((folder / name).resolve(), writers[name])  # a link leads to the file that is written
+        path = (folder / name).resolve()  # a link stays, and the file that it leads to is written
+        try:
+            write_atomically(path, writers[name])
+        except FileNotFoundError:  # the folder was deleted meanwhile: once more, in a new one
+            write_atomically(path, writers[name])
+
+
+def remove_leftovers(folder: Path, age: float = 3600) -> None:
+    """Delete temporary files of the index that are older than `age` seconds: `write_atomically` left them
+    when its process was killed. A younger one may belong to another process.
+
+    >>> remove_leftovers(Path("no such folder"))
+    """
+    for name in (EMBEDDINGS, NAMES):
+        for path in folder.glob(f".{name}.????????"):
+            with contextlib.suppress(OSError):
+                if time.time() - path.stat().st_mtime > age:
+                    path.unlink()
 
 
 class ImageIndex:
@@ -153,13 +180,23 @@ class ImageIndex:
         self.index = Path(index) if index else self.own_folder()
         if index:
             check_index(self.index)
-        self.pictures = {self.key(path): path for path in find_in_folder(self.folder)}
+        self.pictures = self.find()
         self.keys, self.embeds = read_index(self.index, model.config.projection_dim)
         complete = self.keys == list(self.pictures) and (self.index / NAMES).exists()
         self.embedded = 0 if complete else self.update()
         if not self.keys:
             raise ValueError(f"{self.folder}: no picture here could be read")
         self.paths = [self.pictures[key] for key in self.keys]
+
+    def find(self) -> dict[bytes, Path]:
+        """The pictures by their keys; a warning for one that is gone since its folder was listed."""
+        pictures = {}
+        for path in find_in_folder(self.folder):
+            try:
+                pictures[self.key(path)] = path
+            except OSError as error:
+                warnings.warn(f"skipped: {path}: {error.strerror}", stacklevel=3)
+        return pictures
 
     def own_folder(self) -> Path:
         digest = hashlib.sha256(self.digest + os.fsencode(self.folder.resolve())).hexdigest()
@@ -173,6 +210,7 @@ class ImageIndex:
 
     def update(self) -> int:
         """Embed new pictures, forget those that are gone, and save now and then. Returns how many are new."""
+        remove_leftovers(self.index)
         self.index.mkdir(parents=True, exist_ok=True)  # an error here, if any, and not after the work
         known = set(self.keys)
         missing = {path: key for key, path in self.pictures.items() if key not in known}

@@ -19,8 +19,9 @@ from tqdm import tqdm
 
 from ..model import AlignModel
 from ..processor import AlignProcessor
+from ..support.terminal import columns, fit, one_line, width
 from ..training.pairs import metadata_file, read_folder
-from .pictures import find_in_folder
+from .pictures import check_file, find_in_folder
 from .retrieval import embed_images, embed_texts, expected_recall, readable
 
 # For `--ensemble`: captions that people write under a picture of one thing.
@@ -99,7 +100,10 @@ class ZeroShotClassifier:
         # Computed in float64, then rounded: a matrix product may sum each column in another order, but labels
         # with equal embeddings must get equal scores.
         cosines = image_embeds.double() @ self.label_embeds.double().T
-        return (cosines / self.model.temperature.detach().cpu()).float()
+        logits = (cosines / self.model.temperature.detach().cpu()).float()
+        if not logits.isfinite().all():
+            raise ValueError("logits are not finite: the model's weights are broken")
+        return logits
 
     @torch.inference_mode()
     def __call__(self, images: Sequence[Image.Image]) -> Tensor:
@@ -123,6 +127,7 @@ def read_labels(path: Path) -> dict[str, str]:
     ...     read_labels(Path(folder, "labels.txt"))
     {'cat': 'cat', 'n02084071': 'dog'}
     """
+    check_file(path)
     try:
         lines = path.read_text(encoding="utf-8-sig").split("\n")
     except UnicodeDecodeError as error:
@@ -130,8 +135,6 @@ def read_labels(path: Path) -> dict[str, str]:
         raise ValueError(f"{path}, line {number}: not UTF-8 ({error.reason})") from None
     except IsADirectoryError:
         raise ValueError(f"{path}: a folder, not a file of labels") from None
-    except FileNotFoundError:
-        raise FileNotFoundError(f"{path}: no such file") from None
     labels: dict[str, str] = {}
     taken: set[str] = set()
     for number, line in enumerate(lines, 1):
@@ -206,8 +209,6 @@ def zero_shot_accuracy(classifier: ZeroShotClassifier, pictures: Sequence[tuple[
     names, embeds = zip(*readable(bar), strict=True)
     target = torch.tensor([number[label_of[name]] for name in names])
     logits = classifier.logits(torch.stack(embeds))  # (N, K)
-    if not logits.isfinite().all():
-        raise ValueError("logits are not finite: the model's weights are broken")
     own = logits.gather(1, target[:, None])  # (N, 1)
     above, tied = (logits > own).sum(1), (logits == own).sum(1) - 1  # (N,) each
 
@@ -234,7 +235,8 @@ def print_accuracy(result: dict) -> None:
     """
     print(f"{result['images']:,} images, {result['labels']:,} labels")
     print(f"  top-1 {result['top1']:.3f}  top-5 {result['top5']:.3f}")
-    classes = sorted(result["per_class"].items(), key=lambda item: item[1]["top1"])
-    width = max(len(label) for label, _ in classes)
-    for label, own in classes:
-        print(f"  {label:<{width}}  {own['top1']:6.1%} of {own['images']:,}")
+    classes = [(one_line(label), own) for label, own in result["per_class"].items()]
+    counts = max(len(f"{own['images']:,}") for _, own in classes)
+    room = min(max(width(label) for label, _ in classes), columns() - 14 - counts)
+    for label, own in sorted(classes, key=lambda item: item[1]["top1"]):
+        print(f"  {fit(label, room)}  {own['top1']:6.1%} of {own['images']:,}")

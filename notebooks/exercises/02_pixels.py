@@ -20,11 +20,8 @@ from __future__ import annotations
 
 import dataclasses
 import inspect
-import math
-import warnings
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -32,8 +29,11 @@ import numpy as np
 import torch
 from PIL import Image
 
-from align_minimal.image_processor import Picture, Size
+from align_minimal.image_processor import Size
+from align_minimal.support import image_options, rgb
+from align_minimal.support.batching import warn_of_cuts
 from align_minimal.support.outputs import Batch
+from align_minimal.support.rgb import Picture
 from align_minimal.support.settings import Settings, check_keywords
 from align_minimal.tokenizer import BertTokenizer
 
@@ -52,9 +52,9 @@ def to_rgb(image: Image.Image) -> Image.Image:
 def grey_to_bytes(grey: np.ndarray) -> np.ndarray:
     """Grey of any depth → uint8, never clipped. Any shape → same.
 
-    uint16 is 16 bits deep. Of other types the values tell: up to 1, black to white; up to 255, 8 bits; whole
-    numbers up to 65535, 16 bits; else, stretched so that the least (or 0) is black and the greatest (or 0)
-    white. NaN and infinities are black.
+    uint16 is 16 bits deep. For other types the range is inferred from the values: up to 1, from black to
+    white; up to 255, 8 bits; whole numbers up to 65535, 16 bits; all others are stretched so that the
+    smallest value (or 0) is black and the greatest (or 0) is white. NaN and infinities are black.
 
     >>> grey_to_bytes(np.array([0, 257, 65535], np.uint16)), grey_to_bytes(np.array([-1.0, 0.0, 4.0]))
     (array([  0,   1, 255], dtype=uint8), array([  0,  51, 255], dtype=uint8))
@@ -63,10 +63,11 @@ def grey_to_bytes(grey: np.ndarray) -> np.ndarray:
 
 
 def to_rgb_array(x: np.ndarray, layout: str | None = None) -> np.ndarray:
-    """An array of 1 to 4 channels, first or last (`layout` says which), or of none → (H, W, 3).
+    """An array (H, W), (C, H, W) or (H, W, C) with 1 to 4 channels → (H, W, 3).
 
-    Grey is repeated, alpha composited over white. The type stays, but for bool and deep uint16 (→ uint8).
-    Where both ends could be channels, 3 wins over 1, 1 over 4, 4 over 2, and the first axis over the last.
+    `layout` says where the channels are. Without it an ambiguous channel axis is guessed: 3 channels, then 1,
+    4, 2; the first axis before the last. Grey is repeated, alpha composited over white. The type stays,
+    except that bool and 16-bit pictures become uint8.
 
     >>> to_rgb_array(np.zeros((5, 7))).shape, to_rgb_array(np.zeros((3, 5, 7))).shape
     ((5, 7, 3), (5, 7, 3))
@@ -74,8 +75,8 @@ def to_rgb_array(x: np.ndarray, layout: str | None = None) -> np.ndarray:
     raise NotImplementedError
 
 
-def resize(x: np.ndarray, size: tuple[int, int], resample: int) -> np.ndarray:
-    """(H, W, 3) to `size` (height, width), with Pillow, whose pictures are 8 bits deep.
+def resize(x: Image.Image | np.ndarray, size: tuple[int, int], resample: int) -> np.ndarray:
+    """An RGB picture, Pillow's or (H, W, 3), to `size` (height, width), by Pillow, with 8 bits a channel.
 
     Whole numbers in 0–255 come back as uint8. Fractions in [0, 1] are cut down to 8 bits, resized, and come
     back as float32 in [0, 1]. ValueError for anything else.
@@ -95,7 +96,7 @@ def center_crop(x: np.ndarray, size: tuple[int, int]) -> np.ndarray:
     raise NotImplementedError
 
 
-@dataclass
+@dataclasses.dataclass
 class EfficientNetImageProcessor(Settings):
     """Pictures → pixel_values (B, 3, H, W) float32. The options are fields, and keywords of a call.
 
@@ -127,6 +128,36 @@ class EfficientNetImageProcessor(Settings):
     def __post_init__(self):
         raise NotImplementedError
 
+    def scale(self, x: np.ndarray) -> np.ndarray:
+        """(x·factor − mean) / std, and / std once more with include_top; each as the options say.
+
+        (…, 3, H, W) → same. The rounding is Hugging Face's: integers are scaled in float64, floats in their
+        own precision; after that, all is float32 (but unscaled floats keep their precision).
+
+        >>> EfficientNetImageProcessor(include_top=False).scale(np.full((3, 1, 1), 255)).ravel()
+        array([1., 1., 1.], dtype=float32)
+        """
+        raise NotImplementedError
+
+    def pixels(self, image: Picture, layout: str | None = None) -> np.ndarray:
+        """One picture → (3, H, W) float32. `layout`: where an array's channels are; None to infer it."""
+        raise NotImplementedError
+
+    def __call__(
+        self, images: Picture | Sequence[Picture], return_tensors: str | None = None,
+        data_format: str | None = "channels_first", input_data_format: str | None = None, **options,
+    ) -> Batch:  # fmt: skip
+        """One picture, a list or tuple of B, or a 4-D array → pixel_values (B, 3, H, W) float32.
+
+        Pictures are Pillow's, or arrays and tensors (C, H, W), (H, W, C) or (H, W): whole numbers in 0–255,
+        or fractions in [0, 1] (for which you want do_rescale=False). `return_tensors`: "pt", "np", or None
+        for a list of arrays, which alone may differ in size. `data_format` "channels_last": (H, W, 3).
+        Options of the constructor given here hold for this call; None leaves one as it is.
+        """
+        raise NotImplementedError
+
+    preprocess = __call__
+
     def to_dict(self) -> dict[str, Any]:
         """A plain dictionary that `from_dict`, and transformers, read back."""
         raise NotImplementedError
@@ -139,37 +170,6 @@ class EfficientNetImageProcessor(Settings):
     @classmethod
     def read(cls, path: Path) -> dict[str, Any]:
         """The settings in preprocessor_config.json, or in transformers 5's processor_config.json."""
-        raise NotImplementedError
-
-    def __call__(
-        self,
-        images: Picture | Sequence[Picture],
-        return_tensors: str | None = None,
-        data_format: str | None = "channels_first",
-        input_data_format: str | None = None,
-        **options,
-    ) -> Batch:
-        """One picture, a list or tuple of B, or a 4-D array → pixel_values (B, 3, H, W) float32.
-
-        Pictures are Pillow's, or arrays and tensors (C, H, W), (H, W, C) or (H, W): whole numbers in 0–255,
-        or fractions in [0, 1] (for which you want do_rescale=False). `return_tensors`: "pt", "np", or None
-        for a list of arrays, which alone may differ in size. `data_format` "channels_last": (H, W, 3).
-        Options of the constructor given here hold for this call; None leaves one as it is.
-        """
-        raise NotImplementedError
-
-    preprocess = __call__
-
-    def pixels(self, image: Picture, layout: str | None = None) -> np.ndarray:
-        """One picture → (H, W, 3) float32. `layout`: where an array's channels are; None to infer it."""
-        raise NotImplementedError
-
-    def normalize(self, x: np.ndarray) -> np.ndarray:
-        """(x·factor − mean) / std, and / std once more with include_top. (…, 3) → same.
-
-        The rounding is the reference's: integers are scaled in float64, floats in their own precision; after
-        that, all is float32 (but unscaled floats keep their precision).
-        """
         raise NotImplementedError
 
 
@@ -191,14 +191,10 @@ class AlignProcessor:
         raise NotImplementedError
 
     def __call__(
-        self,
-        text: str | Sequence[str] | None = None,
-        images: Picture | Sequence[Picture] | None = None,
-        padding: bool | str = "max_length",
-        max_length: int | None = 64,
-        return_tensors: str | None = None,
+        self, text: str | Sequence[str] | None = None, images: Picture | Sequence[Picture] | None = None,
+        padding: bool | str = "max_length", max_length: int | None = 64, return_tensors: str | None = None,
         **options,
-    ) -> Batch:
+    ) -> Batch:  # fmt: skip
         """B texts → input_ids, token_type_ids, attention_mask (B, T); N pictures → pixel_values (N, 3, H, W).
 
         `options` are the tokenizer's and the image processor's; each goes to the one that knows it. Texts of

@@ -17,14 +17,9 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 from PIL import Image
 
-from align_minimal.image_processor import (
-    EfficientNetImageProcessor,
-    center_crop,
-    grey_to_bytes,
-    load_image,
-    to_rgb,
-    to_rgb_array,
-)
+from align_minimal.image_processor import EfficientNetImageProcessor, center_crop
+from align_minimal.support.image_files import load_image
+from align_minimal.support.rgb import grey_to_bytes, to_rgb, to_rgb_array
 
 GOLDEN = np.load(Path(__file__).parents[1] / "reference" / "image_processor.npz")
 CASES = sorted({name.split("/")[0] for name in GOLDEN.files})
@@ -91,12 +86,12 @@ NORMALIZE = ["do_rescale", "rescale_offset", "do_normalize", "include_top"]
 @pytest.mark.filterwarnings("ignore:pixels in")
 @pytest.mark.parametrize("dtype", [np.uint8, np.int64, np.float32, np.float64])
 @pytest.mark.parametrize("flags", list(itertools.product([True, False], repeat=4)))
-def test_pixels_are_normalize_s_bit_for_bit_in_every_layout(flags, dtype):
+def test_pixels_are_scale_s_bit_for_bit_in_every_layout(flags, dtype):
     options = dict(zip(NORMALIZE, flags, strict=True), image_mean=[0.1, 0.5, 0.7], image_std=[0.3, 0.6, 1.7])
     processor = EfficientNetImageProcessor(do_resize=False, **options)
     x = PHOTO.astype(dtype)
-    expected = processor.normalize(x).astype(np.float32)
-    for layout, order in [("channels_last", (0, 1, 2)), ("channels_first", (2, 0, 1))]:
+    expected = processor.scale(x.transpose(2, 0, 1)).astype(np.float32)
+    for layout, order in [("channels_last", (1, 2, 0)), ("channels_first", (0, 1, 2))]:
         pixels = processor(x, return_tensors="pt", data_format=layout).pixel_values
         assert pixels.is_contiguous() and np.array_equal(pixels[0], expected.transpose(order))
 

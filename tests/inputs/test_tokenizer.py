@@ -3,19 +3,25 @@
 import json
 import pickle
 import random
+import string
+import unicodedata
 from collections import Counter
 from importlib import import_module
 from pathlib import Path
 
 import numpy as np
 import pytest
+import regex
 import torch
 
 from align_minimal import BertTokenizer
-from align_minimal.tokenizer import OPTIONS, truncate
-from align_minimal.wordpiece import learn_pieces, lower, wordpiece
+from align_minimal.support.batching import truncate
+from align_minimal.support.vocab_files import OPTIONS
+from align_minimal.training.vocabulary import learn_pieces
+from align_minimal.wordpiece import ACCENTS, PUNCTUATION, clean, lower, wordpiece
 
 GOLDEN = json.loads((Path(__file__).parents[1] / "reference" / "tokenizer.json").read_text())
+PUNCTUATION_MARK = regex.compile(f"[{PUNCTUATION}]")
 GOLDEN_TEXTS = list(dict.fromkeys(case["text"] for case in GOLDEN["texts"]))
 
 
@@ -90,6 +96,22 @@ def test_lower_is_character_by_character_on_every_code_point():
     every = "".join(map(chr, range(0x110000)))
     assert lower(every) == "".join(map(str.lower, every))
     assert lower("aΣ Σa ΑΣ.") == "aσ σa ασ."
+
+
+def test_patterns_find_what_unicodedata_calls_a_mark_or_punctuation_on_every_code_point():
+    """As Hugging Face's slow tokenizer does, which asks unicodedata; regex knows a newer Unicode."""
+    wrong = []
+    for c in map(chr, range(0x110000)):
+        category = unicodedata.category(c)
+        if category[0] == "C" and c not in "\t\n\r":  # control characters and those that Python does not know
+            assert clean(f"a{c}b") == "ab"
+            continue
+        kept = "" if category == "Mn" else c
+        if ACCENTS.sub("", c) != kept or (category[0] == "P" or c in string.punctuation) != bool(
+            PUNCTUATION_MARK.fullmatch(c)
+        ):
+            wrong.append(hex(ord(c)))
+    assert wrong == []
 
 
 def test_padding_rows_later_equals_padding_at_once(tokenizer):

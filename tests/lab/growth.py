@@ -1,11 +1,11 @@
-"""Cost as the work grows: seconds and memory against batch, resolution, text length, images and pairs.
+"""How the cost grows with the work: seconds and memory against images, resolution, tokens and pairs.
 
     python -m tests.lab.growth tests/lab/growth.png      # five minutes on two cores
 
-Drawn on logarithmic axes; a line's slope there is the power with which its cost grows, fitted to its upper
-half and written beside it: 1 is linear. Time is the median of three calls, memory what a call takes beyond
-what the process held before (as in tests/lab/benchmark.py). The towers are of align-base's size, with random
-weights, which cost as much as trained ones.
+It prints a table of slopes and draws two of its rows. On logarithmic axes a line's slope is the power with
+which its cost grows: 1 is linear. It is fitted to the upper half of the sizes. Time is the median of three
+calls; memory is what a call takes beyond what the process held before (as in tests/lab/benchmark.py). The
+towers are of align-base's size. Their weights are random, which cost as much as trained ones.
 """
 
 from __future__ import annotations
@@ -22,10 +22,16 @@ import torch
 from align_minimal import AlignConfig, AlignModel, contrastive_loss
 from align_minimal.support.outputs import Batch
 from align_minimal.training.large_batch import backward_in_chunks
-from align_minimal.training.loop import PairEncoder, split
+from align_minimal.training.step import PairEncoder, split
 from align_minimal.using.retrieval import top_k
 from tests.lab.benchmark import SIDE, peak_of, pixels_of, seconds
 from tests.reference.parity import copy_to_hugging_face, healthy
+
+IMAGES, PAIRS = f"images in a call ({SIDE} px)", "pairs in a training step (emoji preset)"
+SIDES, TOKENS = "side of one image, pixels", "tokens in a text (8 texts)"
+SEARCHED = "images searched (640 numbers each)"
+INK, DPI = "#1a1a1a", 160
+COLOURS = ("#c9a227", "#7aa6c2", "#2a7f62")  # Hugging Face, the clear path, the served one
 
 
 @dataclass
@@ -62,8 +68,8 @@ def towers() -> tuple:
     return copy_to_hugging_face(ours, theirs), ours, ours.for_inference()
 
 
-def panels() -> Iterator[tuple[str, list[Line]]]:
-    """(what the horizontal axis counts, its lines)"""
+def works() -> Iterator[tuple[str, list[Line]]]:
+    """(what is counted, a line for each way of doing the work)"""
     named = dict(zip(("Hugging Face", "AlignModel", "for_inference()"), towers(), strict=True))
 
     def image(model: AlignModel, batch: int, side: int) -> Callable:
@@ -76,19 +82,13 @@ def panels() -> Iterator[tuple[str, list[Line]]]:
         return lambda: model.get_text_features(input_ids=ids, attention_mask=mask)
 
     batches, sides, lengths = [1, 2, 4, 8, 16], [64, 128, 256, 384, 512], [8, 16, 32, 64, 128, 256, 512]
-    yield (
-        f"images a call ({SIDE} px)",
-        [Line(n, batches, lambda b, m=m: image(m, b, SIDE)) for n, m in named.items()],
-    )
-    yield (
-        "side of one image, pixels",
-        [Line(n, sides, lambda s, m=m: image(m, 1, s)) for n, m in named.items()],
-    )
-    yield "tokens a text (8 texts)", [Line(n, lengths, lambda t, m=m: text(m, t)) for n, m in named.items()]
-    yield "images searched (640 numbers each)", [Line("top_k", [10**4, 10**5, 10**6], searching)]
+    yield IMAGES, [Line(n, batches, lambda b, m=m: image(m, b, SIDE)) for n, m in named.items()]
+    yield SIDES, [Line(n, sides, lambda s, m=m: image(m, 1, s)) for n, m in named.items()]
+    yield TOKENS, [Line(n, lengths, lambda t, m=m: text(m, t)) for n, m in named.items()]
+    yield SEARCHED, [Line("top_k", [10**4, 10**5, 10**6], searching)]
     pairs = [32, 64, 128, 256, 512]
     whole, chunked = (lambda n, chunk=chunk: training(n, chunk) for chunk in (None, 32))
-    yield "pairs a step (emoji preset)", [Line("whole", pairs, whole), Line("--chunk 32", pairs, chunked)]
+    yield PAIRS, [Line("the whole batch", pairs, whole), Line("--chunk 32", pairs, chunked)]
 
 
 def searching(images: int) -> Callable:
@@ -115,23 +115,67 @@ def training(pairs: int, chunk: int | None) -> Callable:
     return step
 
 
-def draw(measured: list[tuple[str, list[Line]]], path: Path) -> None:
-    import matplotlib.pyplot as plt  # here, as collecting the tests imports this file
+def print_table(measured: dict[str, list[Line]]) -> None:
+    """The slopes, as README has them."""
+    print("\n| the work grows by | | slope of time | slope of memory |\n| --- | --- | --- | --- |")
+    for label, lines in measured.items():
+        for line in lines:
+            slopes = slope(line.sizes, line.seconds), slope(line.sizes, line.megabytes)
+            print(f"| {label} | {line.name} | {slopes[0]:.2f} | {slopes[1]:.2f} |")
 
-    figure, axes = plt.subplots(2, len(measured), figsize=(4 * len(measured), 6.4), layout="constrained")
-    for column, (label, lines) in zip(axes.T, measured, strict=True):
-        for axis, cost, unit in zip(column, ("seconds", "megabytes"), ("seconds", "MB"), strict=True):
-            for line in lines:
-                costs = getattr(line, cost)
-                axis.loglog(
-                    line.sizes, costs, "o-", label=f"{line.name}: slope {slope(line.sizes, costs):.2f}"
-                )
-            axis.set(xlabel=label, ylabel=unit)
-            axis.set_xticks(lines[0].sizes, [f"{size:,}" for size in lines[0].sizes], rotation=45)
-            axis.minorticks_off()
-            axis.legend(fontsize=8)
-            axis.grid(alpha=0.3)
-    figure.savefig(path, dpi=70)
+
+def spread(places: list[float], gap: float) -> list[float]:
+    """The places, moved down where they would be less than `gap` below the next one above.
+
+    >>> spread([10, 0, 9], 4)
+    [10, 0, 6]
+    """
+    moved, above = list(places), float("inf")
+    for i in sorted(range(len(places)), key=places.__getitem__, reverse=True):
+        above = moved[i] = min(places[i], above - gap)
+    return moved
+
+
+def draw_panel(axis, lines: list[Line], label: str, cost: str) -> None:
+    """One cost of one work, on logarithmic axes."""
+    from matplotlib.ticker import LogLocator
+
+    for line, colour in zip(lines, COLOURS[-len(lines) :], strict=True):
+        thick = 6 if line.name == "Hugging Face" else 2.5  # the next line may lie on it
+        axis.loglog(line.sizes, getattr(line, cost), "o-", color=colour, lw=thick, ms=thick + 4)
+    axis.set_xticks(lines[0].sizes, [f"{size:,}" for size in lines[0].sizes])
+    axis.set_xlim(lines[0].sizes[0] * 0.85, lines[0].sizes[-1] * 5)  # room for the names
+    axis.set_title(f"{cost} against {label}", loc="left", size=13, color=INK)
+    axis.minorticks_off()
+    axis.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+    axis.yaxis.set_major_formatter("{x:,g}")
+    axis.tick_params(labelsize=11, colors=INK)
+    axis.spines[["top", "right"]].set_visible(False)
+    axis.grid(alpha=0.3)
+
+
+def name_lines(axis, lines: list[Line], cost: str) -> None:
+    """Each line's name and slope at its right end, so that there is no legend to go back to."""
+    ends = [(line.sizes[-1], getattr(line, cost)[-1]) for line in lines]
+    heights = axis.transData.transform(ends)[:, 1].tolist()  # pixels
+    for line, end, height, place in zip(lines, ends, heights, spread(heights, 0.5 * DPI), strict=True):
+        text = f"{line.name}\nslope {slope(line.sizes, getattr(line, cost)):.1f}"
+        offset = (12, (place - height) * 72 / DPI)  # points
+        axis.annotate(text, end, offset, textcoords="offset points", va="center", color=INK, size=11)
+
+
+def draw(measured: dict[str, list[Line]], path: Path) -> None:
+    """Two plots, side by side: the time for images, the memory for pairs."""
+    from matplotlib.figure import Figure  # here, as collecting the tests imports this file
+
+    figure = Figure(figsize=(12, 4.8), dpi=DPI, layout="constrained")
+    panels = list(zip(figure.subplots(1, 2), (IMAGES, PAIRS), ("seconds", "megabytes"), strict=True))
+    for axis, label, cost in panels:
+        draw_panel(axis, measured[label], label, cost)
+    figure.draw_without_rendering()  # only then it is known where a line ends
+    for axis, label, cost in panels:
+        name_lines(axis, measured[label], cost)
+    figure.savefig(path)
 
 
 def main() -> None:
@@ -139,12 +183,13 @@ def main() -> None:
     parser.add_argument("png", type=Path, help="where the picture goes")
     path = parser.parse_args().png
     torch.manual_seed(0)
-    measured = []
+    measured = {}
     with torch.no_grad():
-        for label, lines in panels():
+        for label, lines in works():
             for line in lines:
                 line.measure()
-            measured.append((label, lines))
+            measured[label] = lines
+    print_table(measured)
     draw(measured, path)
 
 

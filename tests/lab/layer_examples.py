@@ -275,6 +275,19 @@ def wordpiece(f) -> dict:
     return of_each(lambda word: f(word, vocab), "abcdefz", "abcdx", "x" * 101)
 
 
+def merge(f) -> dict:
+    return of_each(f, (["h", "##u", "##g"], ("##u", "##g")), (["a", "##a", "##a", "##a"], ("##a", "##a")))
+
+
+def best_pair(f) -> dict:
+    pairs, pieces = {("##g", "##s"): 5, ("h", "##u"): 15}, {"##g": 20, "##s": 5, "h": 15, "##u": 36}
+    return {
+        "input": (pairs, pieces),
+        "of all": f(pairs, pieces),
+        "frequent": f(pairs, pieces, 2, 0.5),
+    }
+
+
 def learn_pieces(f) -> dict:
     words = {"qu": 3, "ab": 6, "ac": 6, "cb": 6}
     return {
@@ -350,6 +363,8 @@ EXAMPLES = {
     "clean": clean,
     "split_words": split_words,
     "wordpiece": wordpiece,
+    "merge": merge,
+    "best_pair": best_pair,
     "learn_pieces": learn_pieces,
     "truncate": truncate,
     "BertTokenizer": bert_tokenizer,

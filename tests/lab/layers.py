@@ -51,25 +51,30 @@ BLOCKS: dict[str, tuple[str, tuple[str, ...]]] = {
     "clean": ("wordpiece", TEXTS),
     "split_words": ("wordpiece", TEXTS),
     "wordpiece": ("wordpiece", ("inputs/test_tokenizer.py::test_greedy", *TEXTS)),
+    "merge": ("training.vocabulary", ("inputs/test_tokenizer.py::test_counts",)),
+    "best_pair": (
+        "training.vocabulary",
+        ("inputs/test_tokenizer.py::test_the_training", "inputs/test_tokenizer.py::test_rare"),
+    ),
     "learn_pieces": (
-        "wordpiece",
+        "training.vocabulary",
         tuple(
             f"inputs/test_tokenizer.py::test_{t}"
             for t in ("the_training", "rare", "counts", "training", "a_word")
         ),
     ),
     "truncate": (
-        "tokenizer",
+        "support.batching",
         ("inputs/test_tokenizer.py::test_of_two", "inputs/test_tokenizer.py::test_padding_and"),
     ),
     "BertTokenizer": ("tokenizer", ("inputs/test_tokenizer.py::",)),
-    "to_rgb": ("image_processor", ("inputs/test_image_processor.py::test_every_pillow", *PIXELS)),
+    "to_rgb": ("support.rgb", ("inputs/test_image_processor.py::test_every_pillow", *PIXELS)),
     "grey_to_bytes": (
-        "image_processor",
+        "support.rgb",
         ("inputs/test_image_processor.py::test_deep", "inputs/test_image_processor.py::test_every I"),
     ),
     "to_rgb_array": (
-        "image_processor",
+        "support.rgb",
         (
             "inputs/test_image_processor.py::test_arrays",
             "inputs/test_image_processor.py::test_the_channel",

@@ -21,7 +21,8 @@ VISION_WHOLE = ["round_filters", "block_specs", "AlignVisionModel"]
 TEXT = ["BertEmbeddings", "SelfAttention", "FeedForward", "BertLayer", "additive_mask", "layer_head_masks"]
 TEXT += ["AlignTextModel"]
 PIXELS = ["to_rgb", "grey_to_bytes", "to_rgb_array", "resize", "center_crop", "EfficientNetImageProcessor"]
-WORDS = ["lower", "clean", "split_words", "wordpiece", "learn_pieces", "truncate", "BertTokenizer"]
+WORDS = ["lower", "clean", "split_words", "wordpiece", "merge", "best_pair", "learn_pieces", "truncate"]
+WORDS += ["BertTokenizer"]
 MODEL = [*VISION_WHOLE[:2], *VISION_PARTS, "AlignVisionModel", *TEXT, "contrastive_loss", "AlignModel"]
 # The number is that of the notebook that explains it.
 EXERCISES: dict[str, tuple[str, list[str]]] = {
@@ -79,7 +80,12 @@ def imports(trees: dict[str, ast.Module], parts: Sequence[ast.AST], solved: bool
                 elif alias.name in wanted:
                     members[absolute(module, node)].add(alias.name)
             for name in wanted.intersection(defined(node)):
-                if solved or name in BLOCKS or name in ("BlockSpec", "Size") or name.startswith("check_"):
+                if (
+                    solved
+                    or name in BLOCKS
+                    or name in ("BlockSpec", "Pair", "Size")
+                    or name.startswith("check_")
+                ):
                     members[f"align_minimal.{module}"].add(name)
     lines = [(name, f"import {name}") for name in sorted(plain)]
     for module, names in sorted(members.items()):
@@ -102,6 +108,11 @@ def absolute(module: str, node: ast.ImportFrom) -> str:
     return ".".join([*f"align_minimal.{module}".split(".")[: -node.level], node.module])
 
 
+def absolute_dispatch(source: str) -> str:
+    """What a function of the reading path imports for itself, as an import that works in any file."""
+    return re.sub(r"(?m)^( +from )\.(?=\w)", r"\1align_minimal.", source)
+
+
 def defined(node: ast.AST) -> list[str]:
     """The names that a statement at the top of a module defines."""
     if isinstance(node, (ast.FunctionDef, ast.ClassDef)):
@@ -119,7 +130,9 @@ def starter(file: str, blocks: Sequence[str], title: str, solved: bool = False) 
     nodes = {(m, n.name): n for m, tree in trees.items() for n in tree.body if hasattr(n, "name")}
     parts = [(sources[m], nodes[m, b]) for b in blocks for m in modules if (m, b) in nodes]
     written = (
-        lines_of(source, first_line(node), node.end_lineno) if solved else outline(source, node)
+        absolute_dispatch(lines_of(source, first_line(node), node.end_lineno))
+        if solved
+        else outline(source, node)
         for source, node in parts
     )
     path = f"notebooks/exercises/{file}"

@@ -82,7 +82,8 @@ def test_nothing_of_openmoji_or_noto_ships():
     pictures = [p for p in WEIGHTS.rglob("*") if p.suffix in (".png", ".jpg", ".svg", ".tgz")]
     plots = {WEIGHTS / "readme.png", WEIGHTS / "ablations" / "ablations.png"}
     allowed = plots | set((WEIGHTS / "samples").iterdir())
-    assert [p for p in pictures if p not in allowed] == []
+    users = WEIGHTS / "kakaobrain"  # what a user puts there, as the README says, ships with nothing
+    assert [p for p in pictures if p not in allowed and users not in p.parents] == []
     rows = (WEIGHTS / "samples" / "README.md").read_text(encoding="utf-8").lower()
     assert "openmoji" not in rows and "noto" not in rows
 

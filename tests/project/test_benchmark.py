@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from tests.lab.benchmark import ROWS, Work, in_words, measure, peak_of, unseen_words
-from tests.lab.growth import slope
+from tests.lab.growth import COLOURS, IMAGES, INK, PAIRS, SEARCHED, SIDES, TOKENS, Line, draw, slope, spread
 
 README = Path(__file__).resolve().parents[1] / "lab" / "README.md"
 
@@ -60,5 +60,36 @@ def test_readme_has_a_row_for_each_row():
     assert table == [label for label, _ in ROWS.values()]
 
 
+def test_readme_has_a_slope_for_each_kind_of_growth():
+    rows = re.findall(
+        r"^\| (.+?) \| \S.* \| [\d.]+ \| [\d.]+ \|$", README.read_text(encoding="utf-8"), re.MULTILINE
+    )
+    assert list(dict.fromkeys(rows)) == [IMAGES, SIDES, TOKENS, SEARCHED, PAIRS]
+
+
 def test_a_slope_is_the_power_of_growth():
     assert slope([1, 2, 4, 8], [100, 100, 16, 64]) == pytest.approx(2)
+
+
+def test_names_at_the_lines_ends_do_not_cover_one_another():
+    assert spread([10, 0, 9], 4) == [10, 0, 6]
+    assert spread([5, 5, 5], 2) == [5, 3, 1]
+
+
+def test_growth_draws_two_plots_with_a_name_and_a_slope_at_each_line(tmp_path, monkeypatch):
+    figure = pytest.importorskip("matplotlib.figure")
+    seen = []
+    monkeypatch.setattr(figure.Figure, "savefig", lambda figure, path: seen.append(figure))
+    names = {
+        IMAGES: ("Hugging Face", "AlignModel", "for_inference()"),
+        PAIRS: ("the whole batch", "--chunk 32"),
+    }
+    lines = {
+        label: [Line(name, [1, 2, 4], lambda size: None, [1, 2, 4], [3, 3, 3]) for name in several]
+        for label, several in names.items()
+    }
+    draw(lines, tmp_path / "growth.png")
+    (left, right) = seen[0].axes
+    told = [[text.get_text().split("\n") for text in axis.texts] for axis in (left, right)]
+    assert told == [[[n, "slope 1.0"] for n in names[IMAGES]], [[n, "slope 0.0"] for n in names[PAIRS]]]
+    assert all(axis.get_legend() is None for axis in (left, right)) and len({*COLOURS, INK}) == 4

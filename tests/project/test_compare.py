@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from align_minimal import AlignModel, AlignProcessor
-from align_minimal.image_processor import load_image
+from align_minimal.support.image_files import load_image
 from tests.lab import compare
 from tests.reference.parity import transformers
 
@@ -81,6 +81,37 @@ def test_nan_is_a_difference(theirs, batch):
     with torch.no_grad():
         model.text_projection.bias.fill_(torch.nan)
     assert compare.culprit(lines_of(model, theirs, batch)).name == "text_projection"
+
+
+def judged(ours=1.0, gradient=1.0, their_gradient=1.0):
+    """A layer whose output and gradient are these numbers here, and 1 in Hugging Face's model."""
+    mine, other = torch.full((2,), ours), torch.ones(2)
+    mine.grad = None if gradient is None else torch.full((2,), gradient)
+    other.grad = None if their_gradient is None else torch.full((2,), their_gradient)
+    return compare.judge("ours", "theirs", mine, other)
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        dict(ours=torch.nan, gradient=None, their_gradient=None),  # each alone, as one hides the other
+        dict(gradient=torch.nan),
+        dict(their_gradient=torch.nan),
+        dict(gradient=None),
+        dict(their_gradient=None),
+        dict(ours=1.001),
+        dict(gradient=1.01),
+    ],
+)
+def test_a_wrong_output_and_a_wrong_gradient_are_differences_each_by_itself(wrong):
+    assert judged().verdict == judged(gradient=None, their_gradient=None).verdict == "OK"
+    assert judged(**wrong).verdict == "DIFF"
+
+
+def test_the_first_output_that_is_nan_is_to_blame_and_not_the_last_gradient():
+    lines = [judged(), judged(ours=torch.nan), judged(gradient=2.0)]
+    assert compare.culprit(lines) is lines[1]
+    assert compare.culprit(lines[::2]) is lines[2]
 
 
 def test_a_layer_that_only_they_have_is_missing(theirs, batch):

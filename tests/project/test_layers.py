@@ -14,9 +14,18 @@ from tests.lab.layer_examples import EXAMPLES
 # Not building blocks: records, checks of arguments, tables, and reading and writing of files.
 OTHERS = {
     "efficientnet": {"BlockSpec"},
-    "wordpiece": {"CharacterMap", "PairCounts"},
-    "tokenizer": {"read_vocabulary", "check_vocabulary", "as_tensors"},
-    "image_processor": {"load_image", "open_image"},
+    "wordpiece": {"CleanTable"},
+    "training.vocabulary": {"learn_vocabulary"},
+    "support.batching": {
+        "as_examples",
+        "strategies",
+        "special_tokens",
+        "padded_width",
+        "lengths",
+        "as_columns",
+    }
+    | {"as_lists", "no_tensors", "warn_of_cuts"},
+    "support.rgb": {"array_to_rgb", "to_picture", "list_of_images"},
 }
 
 
@@ -67,7 +76,7 @@ def test_an_empty_block_is_named_as_not_yet_written(written, block):
 @pytest.mark.parametrize("block", layers.BLOCKS)
 def test_a_known_mistake_in_a_reader_s_file_is_named(written, tmp_path, block):
     """The first mistake that stands in the block, or else in what it is made of."""
-    source = starters.solution([block] if block != "learn_pieces" else [block, "PairCounts"])
+    source = starters.solution([block] if block != "learn_pieces" else ["best_pair", block])
     mistake = next(m for m in layers.mistakes(block) if source.count(m.old) == 1)
     (tmp_path / "wrong.py").write_text(source.replace(mistake.old, mistake.new), encoding="utf-8")
     told = layers.explain(block, thing(tmp_path / "wrong.py", block))

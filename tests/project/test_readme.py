@@ -7,7 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from align_minimal.__main__ import build_parser
+from align_minimal.commands.flags import build_parser
+from tests.lab.mutations import MUTATIONS
 
 ROOT = Path(__file__).resolve().parents[2]
 ROOMS = ("align_minimal", "notebooks", "tests", "weights")
@@ -137,6 +138,12 @@ def test_every_row_of_the_paper_map_names_a_symbol_a_test_and_a_notebook_that_ex
         assert (ROOT / notebook).is_file(), f"no {notebook}"
 
 
+@pytest.mark.parametrize("page", ["README.md", "tests/README.md"])
+def test_there_are_as_many_mistakes_as_a_page_says(page):
+    (said,) = re.findall(r"over (\d+) small mistakes", TEXT[page])
+    assert int(said) < len(MUTATIONS)
+
+
 # What must be true once the blocks of a page have run.
 AFTERWARDS = {
     "README.md": lambda names: names["probabilities"][0, 0] > 0.5,  # the apple is an apple
@@ -176,7 +183,7 @@ def commands(page: str) -> list[str]:
 
 def check_align_minimal(words: list[str]) -> None:
     """The parser takes it; of a command alone, only that there is one of this name."""
-    parser = build_parser(words[0])
+    parser = build_parser(words[0])[0]
     if words[1:] not in ([], ["--help"]):
         parser.parse_args(words)
     else:

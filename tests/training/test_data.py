@@ -1,5 +1,6 @@
 """From files to batches: what is read, what is refused, and what a seed decides."""
 
+import dataclasses
 import io
 import itertools
 import json
@@ -15,11 +16,12 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
-from torch.utils.data import DataLoader
 
 from align_minimal import BertTokenizer, EfficientNetImageProcessor
-from align_minimal.training import pairs as data
-from align_minimal.training.pairs import BatchStream, Pair, Pairs, Prepare, batches, epoch_batches
+from align_minimal.training.augment import AUGMENTATIONS, distort
+from align_minimal.training.batches import BatchStream, Position, Prepare, batches
+from align_minimal.training.dataset import Pairs
+from align_minimal.training.pairs import Pair
 from tests.reference.parity import assert_close
 
 
@@ -108,7 +110,10 @@ BAD_JSONL = {
     "not an object": (GOOD + b"[1]\n", "line 2: expected an object, found list"),
     "bad UTF-8": (GOOD * 500 + b'{"text": "\xff"}\n', "line 501: 'utf-8' codec can't decode"),
     "UTF-16": ("{}".encode("utf-16"), "line 1: 'utf-8' codec"),
-    "no text": (b'{"file_name": "a", "caption": "x"}', "line 1: no column text; found: file_name, caption"),
+    "no text": (
+        b'{"file_name": "a", "label": "x"}',
+        "line 1: no column text or caption; found: file_name, label",
+    ),
     "no file_name": (GOOD + b"\n{}", "line 3: no column file_name; found: none"),
     "empty file": (b"", "line 1: empty, no pairs in it"),
     "blank lines": (b"\n\n", "line 1: empty, no pairs in it"),
@@ -135,7 +140,10 @@ BAD_CSV = {
     "header only": (b"file_name,text\n", "line 1: empty, no pairs in it"),
     "too few fields": (b"file_name,text\na,x\nb\n", "line 3: 1 fields under 2 columns"),
     "too many fields": (b"file_name,text\na,x,y\n", "line 2: 3 fields under 2 columns"),
-    "no text": (b"file_name,label,mirror\na,x,\n", "line 2: no column text; found: file_name, label, mirror"),
+    "no text": (
+        b"file_name,label,mirror\na,x,\n",
+        "line 2: no column text or caption; found: file_name, label, mirror",
+    ),
     "open quote": (b'file_name,text\na,"x\n', "line 2: unexpected end of data"),
     "bad UTF-8": (b"file_name,text\n" + b"a,x\n" * 3000 + b"b,\xff\n", "line 3002: 'utf-8' codec"),
     "empty text": (b"file_name,text\na,\n", "line 2: text is empty"),
@@ -211,6 +219,7 @@ def test_shards_give_what_img2dataset_and_others_write(tmp_path, heard):
         "w:gz",
     )
     first, second, third = Pairs([tmp_path])
+    assert [p.texts for p in Pairs([tmp_path]).unread()] == [first.texts, second.texts, third.texts]
     assert first == Pair(f"{tmp_path}/0.tar/000", jpg, ("a cat",))
     assert second == Pair(f"{tmp_path}/1.tar.gz/./v1.2/photo.v1", png, ("a", "b"), "3", False)
     assert (third.texts, third.concept) == (("c",), None)
@@ -294,7 +303,7 @@ def test_shards_without_a_pair_are_an_error_and_not_a_loop_without_end(tmp_path)
 )
 def test_no_image_and_no_concept_is_twice_in_a_batch_and_no_pair_twice_in_an_epoch(keys, size):
     pairs = [Pair(f"{image}", Path(f"{i}"), ("x",), c and f"c{c}") for i, (image, c) in enumerate(keys)]
-    found = list(epoch_batches(pairs, size))
+    found = one_epoch(pairs, size)
     for batch in found:
         concepts = [pair.concept for pair in batch if pair.concept]
         assert len({pair.name for pair in batch}) == len(batch) and len(set(concepts)) == len(concepts)
@@ -304,13 +313,24 @@ def test_no_image_and_no_concept_is_twice_in_a_batch_and_no_pair_twice_in_an_epo
     assert sizes == {size} or (size not in sizes and len(given_once) == len(pairs))  # full, or all there is
 
 
+def one_epoch(pairs: list[Pair], size: int) -> list[list[Pair]]:
+    """The batches of the first epoch, whose order is that of the list."""
+    source = Pairs([])
+    source.pairs = pairs
+    in_order = type("InOrder", (random.Random,), {"sample": lambda self, pairs, count: list(pairs)})
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("align_minimal.training.dataset.random.Random", in_order)
+        of_epoch_0 = lambda found: found[1].epoch == 0  # noqa: E731
+        return [b for b, _ in itertools.takewhile(of_epoch_0, batches(source, size, 0))] if pairs else []
+
+
 def test_every_pair_is_met_once_an_epoch_where_sizes_divide():
-    assert Counter(p.name for b in epoch_batches(made(60), 12) for p in b) == Counter(map(str, range(60)))
-    assert [len(b) for b in epoch_batches(made(60, concepts=12), 12)] == [12] * 5
+    assert Counter(p.name for b in one_epoch(made(60), 12) for p in b) == Counter(map(str, range(60)))
+    assert [len(b) for b in one_epoch(made(60, concepts=12), 12)] == [12] * 5
 
 
 def test_pairs_of_a_single_concept_are_given_one_by_one():
-    assert [[p.name for p in b] for b in epoch_batches(made(3, concepts=1), 4)] == [["0"], ["1"], ["2"]]
+    assert [[p.name for p in b] for b in one_epoch(made(3, concepts=1), 4)] == [["0"], ["1"], ["2"]]
 
 
 def test_a_full_batch_behind_one_that_never_fills_is_given():
@@ -319,19 +339,32 @@ def test_a_full_batch_behind_one_that_never_fills_is_given():
         Pair("1", Path("1"), ("x",), "B"),
         Pair("2", Path("2"), ("x",), "A"),
     )
-    assert list(epoch_batches(pairs, 2)) == [[pairs[1], pairs[2]]]
+    assert one_epoch(list(pairs), 2) == [[pairs[1], pairs[2]]]
 
 
-def test_memory_of_names_does_not_grow_on_a_stream():
-    stream = epoch_batches((p for p in made(3000, concepts=50)), 10)
-    longest = 0
-    for _ in stream:
-        longest = max(longest, len(stream.gi_frame.f_locals["after"]))
-    assert longest < 200
+def test_pairs_that_fill_no_batch_are_the_first_of_the_next_epoch(folder):
+    """16 pairs in batches of 6: after 8 batches each has been seen 3 times, after 3 epochs."""
+    drawn = list(itertools.islice(batches(Pairs([folder]), 6, 0), 8))
+    assert [len(batch) for batch, _ in drawn] == [6] * 8
+    assert set(Counter(p.name for batch, _ in drawn for p in batch).values()) == {3}
+    assert all(len({p.name for p in batch}) == 6 for batch, _ in drawn)
+
+
+def test_a_concept_too_frequent_for_full_batches_does_not_pile_up(tmp_path):
+    """3 of 4 pairs are of one concept, of which a batch can take one: the rest is not carried on for ever."""
+    pairs = Pairs([])
+    pairs.pairs = [Pair(f"{i}", Path(f"{i}"), ("x",), "often" if i % 4 else None) for i in range(40)]
+    drawn = itertools.islice(batches(pairs, 2, 0), 500)
+    assert max(len(position.carry) for _, position in drawn) < 2
+
+
+def test_a_block_of_a_stream_holds_so_many_pairs_and_no_more(shards, monkeypatch):
+    monkeypatch.setattr(Pairs, "BUFFER", 5)
+    assert [len(block) for block, _ in Pairs([shards]).blocks("seed")] == [5, 5, 5, 1]
 
 
 def order(pairs, seed, steps=8, size=4):
-    return [[pair.name for pair in batch] for batch in itertools.islice(batches(pairs, size, seed), steps)]
+    return [[pair.name for pair in batch] for batch, _ in itertools.islice(batches(pairs, size, seed), steps)]
 
 
 @pytest.fixture(scope="module")
@@ -392,22 +425,28 @@ def assert_same(ours, theirs):
             assert torch.equal(a[key], b[key]), key
 
 
-def stream(folder, tokenizer, start=0, rank=0, world=1, steps=6, workers=0, **options):
-    prepare = preparer(tokenizer, flip=True, **options)
-    loader = DataLoader(
-        BatchStream(Pairs([folder]), prepare, 4, seed=3, start=start, rank=rank, world=world),
-        batch_size=None,
-        num_workers=workers,
-    )
-    return list(itertools.islice(loader, steps))
+def stream(folder, tokenizer, start=0, rank=0, world=1, steps=6, workers=0, size=4, **options):
+    """The batches of `steps` steps, after `start` by another stream of which only the position is left."""
+    where = {}
+    for each in (start, steps) if start else (steps,):
+        prepare = preparer(tokenizer, flip=True, **options)
+        found = BatchStream(Pairs([folder]), prepare, size, 3, rank, world, workers, **where)
+        given = list(itertools.islice(found, each))
+        content = json.loads(json.dumps(dataclasses.asdict(found.position)))
+        where = {"position": Position.read(content), "drawn": found.drawn}
+    return given
 
 
-def test_workers_and_a_resumed_start_change_nothing(folder, shards, tokenizer):
+@pytest.mark.parametrize("size", [3, 4, 20])
+def test_workers_and_a_resumed_start_change_nothing(folder, shards, tokenizer, monkeypatch, size):
+    monkeypatch.setattr(Pairs, "BUFFER", 5)
     for source in (folder, shards):
-        alone = stream(source, tokenizer)
-        assert_same(stream(source, tokenizer, start=4, steps=2), alone[4:])
+        alone = stream(source, tokenizer, size=size, steps=14)
+        for start in (1, 4, 5, 9):
+            assert_same(stream(source, tokenizer, start=start, steps=14 - start, size=size), alone[start:])
+    alone = alone[:6]
     for workers in (1, 2):
-        assert_same(stream(shards, tokenizer, workers=workers), alone)
+        assert_same(stream(shards, tokenizer, workers=workers, size=size), alone)
 
 
 def test_the_ranks_shares_make_up_the_global_batch(folder, tokenizer):
@@ -439,8 +478,10 @@ def test_pixels_are_a_crop_of_the_resized_image_mirrored_only_where_asked(tokeni
     pairs = [Pair(f"{i}", encoded(picture(i)), ("a",), mirror=i % 2 == 0) for i in range(12)]
     for flip in (False, True):
         prepare, seen = preparer(tokenizer, flip=flip), []
-        normalize = prepare.image_processor.normalize
-        prepare.image_processor.normalize = lambda x, seen=seen, n=normalize: seen.append(x.copy()) or n(x)
+        scale = prepare.image_processor.scale
+        prepare.image_processor.scale = lambda x, seen=seen, f=scale: (
+            seen.append(x.transpose(1, 2, 0)) or f(x)
+        )
         prepare(pairs, "seed")
         places, mirrored = set(), []
         for i, crop in enumerate(seen):
@@ -466,6 +507,8 @@ def test_normalisation_is_the_image_processor_s_to_the_bit(tokenizer, offset):
     flat = Image.new("RGB", (29, 29), (201, 7, 90))  # every crop of it is the same
     ours = prepare([Pair("x", encoded(flat), ("a",))], "seed")["pixel_values"]
     assert torch.equal(ours, prepare.image_processor(flat, return_tensors="pt").pixel_values)
+    by_hand = torch.tensor([201, 7, 90]).view(3, 1, 1) / 255 - int(offset)  # then mean 0.5, deviation 0.5
+    assert torch.allclose(ours[0], ((by_hand - 0.5) / 0.5).expand(3, 24, 24), rtol=0, atol=1e-6)
 
 
 def test_pixel_values_are_float32_whatever_the_processor_leaves_out(tokenizer):
@@ -474,7 +517,7 @@ def test_pixel_values_are_float32_whatever_the_processor_leaves_out(tokenizer):
     assert batch["pixel_values"].dtype == torch.float32 and batch["pixel_values"].shape == (1, 3, 24, 24)
 
 
-@pytest.mark.parametrize("augmentation", data.AUGMENTATIONS)
+@pytest.mark.parametrize("augmentation", AUGMENTATIONS)
 def test_the_cache_gives_the_same_bits(folder, tokenizer, augmentation):
     cached, plain = (
         stream(folder, tokenizer, augmentation=augmentation, cache_bytes=size) for size in (10_000, 0)
@@ -496,7 +539,7 @@ UNREADABLE = {
 }
 
 
-@pytest.mark.parametrize("augmentation", data.AUGMENTATIONS)
+@pytest.mark.parametrize("augmentation", AUGMENTATIONS)
 def test_unreadable_images_are_named_and_left_out_and_change_nothing_for_the_others(tokenizer, augmentation):
     prepare = preparer(tokenizer, augmentation=augmentation, flip=True)
     bad = [Pair(name, image, ("a", "the")) for name, (image, _) in UNREADABLE.items()]
@@ -536,7 +579,7 @@ def odd_pictures():
         yield mode, encoded(image)
 
 
-@pytest.mark.parametrize("augmentation", data.AUGMENTATIONS)
+@pytest.mark.parametrize("augmentation", AUGMENTATIONS)
 def test_pictures_of_every_kind_are_read(tokenizer, augmentation):
     pairs = [Pair(name, image, ("a",)) for name, image in odd_pictures()]
     batch = preparer(tokenizer, augmentation=augmentation)(pairs, "seed")
@@ -552,7 +595,7 @@ def test_a_text_of_a_megabyte_is_cut_to_the_tokens_allowed(tokenizer):
 
 def distorted(pixels, flip, seed=0):
     draw = torch.Generator().manual_seed(seed)
-    return data.distort(pixels, 24, torch.full((len(pixels),), flip), draw)
+    return distort(pixels, 24, torch.full((len(pixels),), flip), draw)
 
 
 def test_drawings_keep_their_range_and_flipping_mirrors_them():
@@ -582,3 +625,76 @@ def test_the_random_state_of_the_program_is_left_alone(folder, tokenizer):
     before = torch.get_rng_state(), random.getstate()
     next(iter(BatchStream(Pairs([folder]), preparer(tokenizer, flip=True), 4, 0)))
     assert torch.equal(before[0], torch.get_rng_state()) and before[1] == random.getstate()
+
+
+# ---- other folders
+
+
+def test_a_caption_and_an_absolute_path_under_the_folder_are_read_too(tmp_path):
+    folder = write_folder(tmp_path / "d", [{"file_name": "a.png", "text": "x"}])
+    absolute = json.dumps({"file_name": str(folder / "sub" / "b.png"), "caption": ["y", "z"]})
+    (folder / "metadata.jsonl").write_text(absolute + "\n")
+    (pair,) = Pairs([folder])
+    assert pair.image == folder / "sub" / "b.png" and pair.texts == ("y", "z")
+    (folder / "metadata.jsonl").unlink()
+    (folder / "metadata.csv").write_text(f"caption,file_name\nq,{folder / 'a.png'}\n")
+    assert [(p.image, p.texts) for p in Pairs([folder])] == [(folder / "a.png", ("q",))]
+    (folder / "metadata.csv").write_text(f"caption,file_name\nq,{tmp_path / 'a.png'}\n")
+    with pytest.raises(ValueError, match="leaves the folder"):
+        Pairs([folder])
+
+
+def test_a_text_beside_each_picture_will_do(tmp_path):
+    for name, text in (("a", "ein Hündchen\n"), ("sub/b", "two\nlines")):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        picture().save(tmp_path / f"{name}.png")
+        (tmp_path / f"{name}.txt").write_text(text, encoding="utf-8")
+    picture().save(tmp_path / "without.png")
+    (tmp_path / "readme.txt").write_text("of no picture")
+    assert {p.image: p.texts for p in Pairs([tmp_path])} == {
+        tmp_path / "a.png": ("ein Hündchen\n",),
+        tmp_path / "sub" / "b.png": ("two\nlines",),
+    }
+    (tmp_path / "a.txt").write_text(" ")
+    with pytest.raises(ValueError, match=r"a\.txt: text is empty"):
+        Pairs([tmp_path])
+
+
+# ---- JPEG at a fraction of its size
+
+
+def test_a_large_jpeg_is_decoded_at_a_fraction_in_training_and_shows_the_same(
+    tokenizer, tmp_path, monkeypatch
+):
+    picture(size=(2400, 1600)).save(tmp_path / "a.jpg", quality=95)
+    sizes, resize = [], Image.Image.resize
+    monkeypatch.setattr(
+        Image.Image, "resize", lambda self, *a, **k: sizes.append(self.size) or resize(self, *a, **k)
+    )
+    pixels = preparer(tokenizer).pixels(Pair("a", tmp_path / "a.jpg", ("a",)))
+    assert sizes == [(300, 200)]  # an eighth, still twice the 29 pixels wanted
+    with Image.open(tmp_path / "a.jpg") as whole:
+        expected = np.asarray(resize(whole, (29, 29), Image.Resampling.BILINEAR)).transpose(2, 0, 1)
+    assert np.abs(pixels.numpy().astype(float) - expected).mean() < 1.5
+
+
+def test_a_small_jpeg_and_other_formats_keep_every_bit_in_training(tokenizer, tmp_path):
+    for name, size in (("a.jpg", (110, 60)), ("b.png", (900, 700))):
+        picture(size=size).save(tmp_path / name)
+        with Image.open(tmp_path / name) as whole:
+            expected = np.asarray(whole.resize((29, 29), Image.Resampling.BILINEAR)).transpose(2, 0, 1)
+        assert np.array_equal(
+            preparer(tokenizer).pixels(Pair("x", tmp_path / name, ("a",))).numpy(), expected
+        )
+
+
+def test_evaluation_never_decodes_at_a_fraction(tmp_path, monkeypatch):
+    from PIL import JpegImagePlugin
+
+    from align_minimal import AlignModel, AlignProcessor
+    from align_minimal.using.retrieval import evaluate
+
+    picture(size=(2400, 1600)).save(tmp_path / "a.jpg")
+    monkeypatch.setattr(JpegImagePlugin.JpegImageFile, "draft", lambda *_: pytest.fail("a fraction"))
+    pairs = [Pair("a", tmp_path / "a.jpg", ("a cat",))]
+    evaluate(AlignModel.from_pretrained("emoji"), AlignProcessor.from_pretrained("emoji"), pairs)

@@ -5,8 +5,10 @@ import io
 import pytest
 from PIL import Image
 
-from align_minimal.training import pairs as data
-from align_minimal.training.pairs import Filters, Pair, Pairs, check_size
+from align_minimal.training import filters
+from align_minimal.training.dataset import Pairs
+from align_minimal.training.filters import Filters, check_size, filter_pairs
+from align_minimal.training.pairs import Pair
 from tests.training.test_data import write_folder, write_shards
 
 
@@ -70,7 +72,7 @@ def test_an_image_may_have_1000_texts_and_not_1001_over_all_its_lines():
 
 
 def test_texts_with_a_word_or_two_that_is_rare_are_dropped(monkeypatch):
-    monkeypatch.setattr(data, "FREQUENT", 5)  # a, red, apple, "a red", "red apple"
+    monkeypatch.setattr(filters, "FREQUENT", 5)  # a, red, apple, "a red", "red apple"
     common = [Pair(f"{i}", LARGE, ("A red apple",)) for i in range(3)]
     rare = [Pair("word", LARGE, ("a red pear",)), Pair("pair of words", LARGE, ("apple a red",))]
     names, dropped = kept(common + rare)
@@ -102,8 +104,8 @@ def test_filters_report_the_same_for_shards_as_for_a_folder(folder, tmp_path):
     pairs = Pairs([folder])
     streamed = Pairs([write_shards(folder, tmp_path / "shards", 4)])
     assert (
-        pairs.filter()
-        == streamed.filter()
+        filter_pairs(pairs)
+        == filter_pairs(streamed)
         == {
             "kept": 1,
             "texts of fewer than 3 or more than 20 words": 2,
@@ -118,4 +120,4 @@ def test_filters_report_the_same_for_shards_as_for_a_folder(folder, tmp_path):
 def test_filters_that_leave_nothing_say_what_each_dropped(tmp_path):
     pairs = Pairs([write_folder(tmp_path / "d", [{"file_name": "a.png", "text": "one"}])])
     with pytest.raises(ValueError, match=r"the filters leave nothing \(1 images with a side of 200"):
-        pairs.filter()
+        filter_pairs(pairs)

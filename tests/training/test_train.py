@@ -6,7 +6,6 @@ import os
 import signal
 import sys
 import warnings
-from argparse import Namespace
 from pathlib import Path
 
 import pytest
@@ -16,10 +15,13 @@ from safetensors import SafetensorError
 
 from align_minimal import AlignModel, AlignProcessor, contrastive_loss
 from align_minimal.__main__ import main
-from align_minimal.training import loop as train
-from align_minimal.training import run_folder
-from align_minimal.training.pairs import Pairs
+from align_minimal.training import command, loop, run_folder
+from align_minimal.training.build import new_model
+from align_minimal.training.dataset import Pairs
+from align_minimal.training.lamb import parameter_groups
+from align_minimal.training.options import TrainOptions
 from align_minimal.training.run_folder import checkpoints
+from align_minimal.training.step import learning_rate, loss_floor, reason
 from tests.training.tiny_training import (
     TEXTS,
     metrics,
@@ -49,36 +51,36 @@ def folder(tmp_path_factory) -> Path:
 def no_curves(request, monkeypatch):
     """Drawing takes longer than the training here; one test draws."""
     if "curves" not in request.node.name:
-        monkeypatch.setattr(train, "draw_curves", lambda run: None)
+        monkeypatch.setattr(command, "draw_curves", lambda run: None)
 
 
 def arguments(folder: Path, out: Path, *more) -> list[str]:
     argv = ["train", folder / "data", "--out", out, "--config", folder / "config.json"]
-    argv += ["--steps", 6, "--batch-size", 8, "--save-every", 2, *more]
+    argv += ["--steps", 6, "--batch-size", 8, "--save-every", 2, "--recipe", "paper", *more]
     return [str(a) for a in argv]
 
 
 @pytest.fixture(scope="module")
 def whole(folder) -> Path:
     """A run that nothing interrupts."""
-    draw_curves, train.draw_curves = train.draw_curves, lambda run: None
+    draw_curves, command.draw_curves = command.draw_curves, lambda run: None
     try:
         assert main(arguments(folder, folder / "whole")) == 0
     finally:
-        train.draw_curves = draw_curves
+        command.draw_curves = draw_curves
     return folder / "whole"
 
 
 def at_step(monkeypatch, step: int, action) -> None:
     """Call `action` just before that step is learnt."""
-    learn = train.Trainer.learn
+    learn = loop.Trainer.learn
 
     def learn_or_act(self, batch):
         if self.step + 1 == step:
             action()
         return learn(self, batch)
 
-    monkeypatch.setattr(train.Trainer, "learn", learn_or_act)
+    monkeypatch.setattr(loop.Trainer, "learn", learn_or_act)
 
 
 def kill_at(monkeypatch, step: int, argv: list[str]) -> None:
@@ -95,11 +97,9 @@ def kill_at(monkeypatch, step: int, argv: list[str]) -> None:
 
 
 def test_a_short_run_forgets_where_batch_norm_s_averages_started(folder):
-    options = dict(
-        init=None, config=folder / "config.json", vocab=None, vocab_size=None, augment="paper", seed=0
-    )
+    options = TrainOptions(data=[], out=folder, config=folder / "config.json")
     for steps, momentum in ((500, 0.96), (1999, 0.98999), (2000, 0.99), (100_000, 0.99)):
-        model, _ = train.new_model(Namespace(**options), Pairs([folder / "data"]), steps)
+        model, _ = new_model(options, Pairs([folder / "data"]), steps)
         assert model.config.vision_config.batch_norm_momentum == pytest.approx(momentum, abs=1e-5)
         assert model.vision_model.stem.bn.momentum == pytest.approx(1 - momentum, abs=1e-5)
         assert momentum**steps < 2e-9  # what is left of the start
@@ -107,10 +107,10 @@ def test_a_short_run_forgets_where_batch_norm_s_averages_started(folder):
 
 def test_fewer_pairs_than_processes_are_refused(tmp_path, monkeypatch):
     data = write_pairs(tmp_path / "data", TEXTS[:1])
-    args = Namespace(data=[data], eval=None, filter=False, batch_size=8, seed=0)
+    options = TrainOptions(data=[data], out=tmp_path / "out", batch_size=8)
     monkeypatch.setenv("WORLD_SIZE", "2")
     with pytest.raises(ValueError, match="data: batches of 1, less than a pair for each process"):
-        train.prepare_data(args)
+        command.prepare_data(options)
 
 
 def test_no_step_carries_the_temperature_past_0(folder, tmp_path, monkeypatch):
@@ -121,8 +121,8 @@ def test_no_step_carries_the_temperature_past_0(folder, tmp_path, monkeypatch):
                 if group["name"] == "temperature":
                     group["params"][0].sub_(1)
 
-    groups = train.parameter_groups
-    monkeypatch.setattr(train, "new_optimizer", lambda args, model: Plunge(groups(model, 0.0), lr=1.0))
+    make = lambda options, model: Plunge(parameter_groups(model, 0.0), lr=1.0)  # noqa: E731
+    monkeypatch.setattr(loop, "new_optimizer", make)
     assert main(arguments(folder, tmp_path / "out")) == 0
     assert [row["temperature"] for row in metrics(tmp_path / "out")] == pytest.approx([1e-3] * 6)
 
@@ -139,7 +139,7 @@ def test_no_step_carries_the_temperature_past_0(folder, tmp_path, monkeypatch):
 )
 def test_the_rate_rises_to_its_peak_and_falls_to_zero_after_the_last_step(steps, warmup, expected):
     rates = [2 * e for e in expected]
-    got = [train.learning_rate(s, steps, warmup, peak=2.0) for s in range(1, steps + 1)]
+    got = [learning_rate(s, steps, warmup, peak=2.0) for s in range(1, steps + 1)]
     if warmup == 0 or warmup >= steps:
         assert got == pytest.approx(rates)
     else:
@@ -157,14 +157,14 @@ def test_no_loss_is_below_the_floor_and_a_perfect_one_is_on_it():
     right = 1 - smoothing + smoothing / pairs
     gap = math.log(right / (smoothing / pairs))  # the logits whose softmax is the smoothed target
     loss = contrastive_loss(torch.eye(pairs) * gap, torch.eye(pairs), 1.0, smoothing)
-    assert loss.item() == pytest.approx(train.loss_floor(pairs, smoothing), abs=1e-6)
-    assert train.loss_floor(1, 0.1) == train.loss_floor(7, 0.0) == 0
+    assert loss.item() == pytest.approx(loss_floor(pairs, smoothing), abs=1e-6)
+    assert loss_floor(1, 0.1) == loss_floor(7, 0.0) == 0
 
 
 def test_of_a_worker_s_traceback_the_last_line_is_told():
     text = "Caught ValueError in DataLoader worker process 0.\nOriginal Traceback (most recent call last):\n"
-    assert train.reason(ValueError(text + '  File "x.py"\nValueError: no room\n')) == "ValueError: no room"
-    assert train.reason(MemoryError()) == "MemoryError"
+    assert reason(ValueError(text + '  File "x.py"\nValueError: no room\n')) == "ValueError: no room"
+    assert reason(MemoryError()) == "MemoryError"
 
 
 # ---- learning ----------------------------------------------------------------------------------------------
@@ -189,10 +189,10 @@ def test_it_learns_and_is_as_good_in_evaluation(capsys, tmp_path, optimizer, rat
 def test_metrics_say_what_was_done_each_step_once(folder, whole):
     rows = metrics(whole)
     assert [row["step"] for row in rows] == [1, 2, 3, 4, 5, 6]
-    rates = [train.learning_rate(step, 6, 1, 1e-3) for step in range(1, 7)]
+    rates = [learning_rate(step, 6, 1, 1e-3) for step in range(1, 7)]
     assert [row["lr"] for row in rows] == rates
     assert all(row["pairs"] == 8 and row["log_n"] == pytest.approx(math.log(8)) for row in rows)
-    assert all(row["floor"] == train.loss_floor(8, 0.1) < row["loss"] for row in rows)
+    assert all(row["floor"] == loss_floor(8, 0.1) < row["loss"] for row in rows)
     weights = AlignModel.from_pretrained(whole)
     assert rows[-1]["temperature"] == weights.temperature.item() != rows[0]["temperature"]
 
@@ -227,7 +227,7 @@ def test_bf16_is_for_the_towers_and_the_loss_is_float32(folder, tmp_path, monkey
         inside.append(result.dtype)
         return result
 
-    monkeypatch.setattr(train, "contrastive_loss", spy)
+    monkeypatch.setattr(loop, "contrastive_loss", spy)
     monkeypatch.setattr(AlignModel, "get_text_features", spy_inside)
     assert main(arguments(folder, tmp_path / "out", "--precision", "bf16", "--steps", "2")) == 0
     assert set(seen) == {(torch.float32,) * 3 + (False,)} and set(inside) == {torch.bfloat16}
@@ -264,9 +264,9 @@ def test_resumed_it_ends_in_the_same_bits(folder, whole, tmp_path, monkeypatch, 
 KILL = """
 import os, signal, sys
 from align_minimal.training import run_folder
-from align_minimal.training import loop as train
+from align_minimal.training import loop
 from align_minimal.__main__ import main
-write_json, learn = run_folder.write_json, train.Trainer.learn
+write_json, learn = run_folder.write_json, loop.Trainer.learn
 def while_writing(path, content):
     write_json(path, content)
     if {writing} and content.get("step") == 4:
@@ -276,7 +276,7 @@ def while_learning(self, batch):
     if not {writing} and self.step == 5:
         os.kill(os.getpid(), signal.SIGKILL)
     return row
-run_folder.write_json, train.Trainer.learn = while_writing, while_learning
+run_folder.write_json, loop.Trainer.learn = while_writing, while_learning
 main(sys.argv[1:])
 """
 
@@ -339,7 +339,7 @@ BREAKS = {
 
 
 @pytest.mark.parametrize("damage", BREAKS.values(), ids=BREAKS)
-def test_a_broken_newest_checkpoint_is_passed_over_with_a_warning(folder, whole, damage):
+def test_a_broken_newest_checkpoint_is_passed_over_with_a_warning(folder, whole, capsys, damage):
     run = run_folder.Run(whole, keep=3)
     broken = whole / "checkpoints" / "step-0000009"
     broken.mkdir()
@@ -347,9 +347,12 @@ def test_a_broken_newest_checkpoint_is_passed_over_with_a_warning(folder, whole,
         for file in newest(whole.parent / "whole").parent.joinpath("step-0000006").iterdir():
             (broken / file.name).write_bytes(file.read_bytes())
         damage(broken)
-        with pytest.warns(UserWarning, match="passed over: .*step-0000009"):
-            folder, training, *_ = run.newest()
-        assert folder.name == "step-0000006" and training["step"] == 6
+        with pytest.raises((OSError, ValueError), match="step-0000009"):
+            run.load(broken)
+        assert run.load(newest(whole).with_name("step-0000006"))[0]["step"] == 6
+        assert main(arguments(folder, whole, "--resume")) == 0
+        err = capsys.readouterr().err
+        assert "passed over: " in err and "step-0000009" in err and "nothing to do: 6 steps" in err
     finally:
         for file in broken.iterdir():
             file.unlink()
@@ -377,6 +380,7 @@ def test_keep_says_how_many_checkpoints_stay(whole, folder, tmp_path):
 def test_a_finished_run_resumed_renews_the_model_at_the_top(folder, whole, tmp_path, capsys):
     """A kill may have come between the last checkpoint and its copy; and 4 steps of 6 are nothing to do."""
     for steps in ("6", "4"):
+        (whole / "model.safetensors").unlink()
         (whole / "model.safetensors").write_bytes(b"of an earlier step")
         assert main(arguments(folder, whole, "--steps", steps, "--resume")) == 0
         assert "nothing to do: 6 steps of " + steps in capsys.readouterr().err
@@ -403,7 +407,7 @@ def test_a_loss_that_is_not_finite_ends_it_and_names_step_and_batch(folder, tmp_
         return contrastive_loss(*args) * (math.nan if len(calls) == 4 else 1)
 
     with monkeypatch.context() as patch:
-        patch.setattr(train, "contrastive_loss", sometimes)
+        patch.setattr(loop, "contrastive_loss", sometimes)
         status, printed, err = run(capsys, *arguments(folder, out))
     error = err.splitlines()[-1]
     assert (status, printed) == (1, "") and error.startswith("align-minimal: step 4: the loss is nan; ")
@@ -480,11 +484,11 @@ def image(folder: Path, i: int) -> Image.Image:
 
 def test_curves_are_a_png_and_without_matplotlib_a_warning(whole, monkeypatch):
     pytest.importorskip("matplotlib")
-    train.draw_curves(run_folder.Run(whole, keep=3))
+    command.draw_curves(run_folder.Run(whole, keep=3))
     assert Image.open(whole / "curves.png").format == "PNG"
     monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
     with pytest.warns(UserWarning, match="matplotlib"):
-        train.draw_curves(run_folder.Run(whole, keep=3))
+        command.draw_curves(run_folder.Run(whole, keep=3))
 
 
 # ---- help --------------------------------------------------------------------------------------------------

@@ -16,9 +16,13 @@ import torch
 from align_minimal import AlignModel, AlignProcessor, BertTokenizer, contrastive_loss
 from align_minimal.__main__ import main
 from align_minimal.support.hub import weights_folder
-from align_minimal.training import loop as train
-from align_minimal.training.pairs import BatchStream, Pairs, Prepare
+from align_minimal.training import command
+from align_minimal.training.batches import BatchStream, Prepare
+from align_minimal.training.build import new_model
+from align_minimal.training.dataset import Pairs
+from align_minimal.training.options import TrainOptions
 from align_minimal.training.run_folder import checkpoints, model_files
+from align_minimal.training.step import PairEncoder
 from tests.training.tiny_training import (
     TEXTS,
     metrics,
@@ -42,11 +46,23 @@ def folder(tmp_path_factory) -> Path:
 
 @pytest.fixture(autouse=True)
 def no_curves(monkeypatch):
-    monkeypatch.setattr(train, "draw_curves", lambda run: None)
+    monkeypatch.setattr(command, "draw_curves", lambda run: None)
 
 
 def arguments(folder: Path, out: Path, *more, config: bool = True) -> list[str]:
-    argv = ["train", folder / "data", "--out", out, "--steps", 2, "--batch-size", 8, *more]
+    argv = [
+        "train",
+        folder / "data",
+        "--out",
+        out,
+        "--steps",
+        2,
+        "--batch-size",
+        8,
+        "--recipe",
+        "paper",
+        *more,
+    ]
     return [str(a) for a in (*argv, *(("--config", folder / "config.json") if config else ()))]
 
 
@@ -188,6 +204,7 @@ def test_a_batch_larger_than_the_data_and_a_single_pair_are_trained_on_with_a_wa
         data = write_pairs(tmp_path / f"data{count}", TEXTS[:count])
         out = tmp_path / f"out{count}"
         argv = ["train", data, "--out", out, "--config", folder / "config.json", "--steps", 2, "--warmup", 5]
+        argv += ["--recipe", "paper"]
         status, _, err = run(capsys, *argv)
         assert status == 0 and f"batches of {count} only" in err and "longer than the 2 there are" in err
         assert [row["pairs"] for row in metrics(out)] == [count, count]
@@ -281,11 +298,11 @@ def launch(argv: list[str], limit: float = 280) -> tuple[int, str, str]:
 
 def first_loss(folder: Path, out: Path) -> float:
     """Of the untrained model on the global batch; each process normalizes its own share (BatchNorm)."""
-    options = train.argparse.Namespace(init=None, config=folder / "config.json", vocab=None, vocab_size=None)
-    options.augment, options.seed, pairs = "paper", 0, Pairs([folder / "data"])
-    model, processor = train.new_model(options, pairs, steps=4)
+    options = TrainOptions(data=[], out=out, config=folder / "config.json")
+    pairs = Pairs([folder / "data"])
+    model, processor = new_model(options, pairs, steps=4)
     prepare = Prepare(processor.image_processor, processor.tokenizer, max_tokens=16)
-    encode, shares = train.PairEncoder(model.train(), "float32"), []
+    encode, shares = PairEncoder(model.train(), "float32"), []
     for rank in range(2):
         batch = next(iter(BatchStream(pairs, prepare, 9, 0, rank=rank, world=2)))
         shares.append(encode(batch)[:2])
@@ -336,8 +353,8 @@ import gc, os, sys
 import torch.distributed as dist
 from torch.nn.parallel import DistributedDataParallel
 from align_minimal.__main__ import main
-from align_minimal.training import loop
-loop.draw_curves = lambda run: None
+from align_minimal.training import command
+command.draw_curves = lambda run: None
 leave = dist.destroy_process_group
 def leave_alone():
     assert not [thing for thing in gc.get_objects() if isinstance(thing, DistributedDataParallel)]
@@ -380,14 +397,14 @@ FAIL = """
 import os, sys
 from align_minimal.__main__ import main
 from align_minimal.support.hub import weights_folder
-from align_minimal.training import loop as train
+from align_minimal.training import loop
 from align_minimal.__main__ import main
-learn = train.Trainer.learn
+learn = loop.Trainer.learn
 def fail(self, batch):
     if self.group.rank == 1 and self.step == 1:
         raise ValueError("of rank one alone")
     return learn(self, batch)
-train.Trainer.learn = fail
+loop.Trainer.learn = fail
 sys.exit(main(sys.argv[1:]))
 """
 

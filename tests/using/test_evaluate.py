@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from PIL import Image
 
 from align_minimal import AlignConfig, AlignModel, AlignProcessor, BertTokenizer, EfficientNetImageProcessor
-from align_minimal.training.pairs import Pairs
+from align_minimal.training.dataset import Pairs
 from align_minimal.using.retrieval import evaluate
 from tests.reference.parity import healthy
 from tests.training.tiny_training import TEXTS, write_config, write_metadata, write_pairs
@@ -98,6 +98,11 @@ def test_a_person_reads_three_lines(capsys, checkpoint, data):
     lines = out.splitlines()
     assert status == 0 and lines[0] == "12 images, 15 texts" and len(lines) == 3
     assert lines[1].startswith("  image to text: R@1 0.") and "R@10" in lines[2]
+
+
+def test_the_bar_has_a_total(capsys, checkpoint, data):
+    status, _, err = run(capsys, "evaluate", data, "--model", checkpoint)
+    assert status == 0 and "pictures:   0%" in err and "| 0/15 [" in err
 
 
 def test_an_unreadable_image_is_named_once_and_left_out(capsys, checkpoint, data):

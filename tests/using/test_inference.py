@@ -8,8 +8,8 @@ import torch
 
 from align_minimal import AlignConfig, AlignModel, AlignProcessor, AlignVisionModel
 from align_minimal.efficientnet import ConvNorm
-from align_minimal.image_processor import load_image
 from align_minimal.support.hub import weights_folder
+from align_minimal.support.image_files import load_image
 from align_minimal.using import inference
 from align_minimal.using.inference import ServedVisionModel, fold_batch_norm
 from tests.reference.parity import assert_alive, assert_close, healthy, relative_error

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from align_minimal.image_processor import load_image
+from align_minimal.support.image_files import load_image
 from align_minimal.using.pictures import find_in_folder, find_pictures, read_ahead
 
 
@@ -135,9 +135,9 @@ def test_pictures_opened_in_threads_leave_python_s_warnings_as_they_were(tmp_pat
     Image.new("RGB", (2, 2)).save(path)
     image_open = Image.open
 
-    def slowly(source):
+    def slowly(source, **options):
         time.sleep(0.002)  # in which the next thread comes in
-        return image_open(source)
+        return image_open(source, **options)
 
     monkeypatch.setattr(Image, "open", slowly)
     before, filters = list(warnings.filters), warnings.filters

@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -458,6 +459,9 @@ BROKEN = {
     "half precision": lambda path: swap(embeddings=load_file(path)["embeddings"].half())(path),
     "keys that are no bytes": swap(keys=torch.zeros(ROWS, 16)),
     "keys in bfloat16": swap(keys=torch.zeros(ROWS, 16, dtype=torch.bfloat16)),
+    "not a number": swap(embeddings=torch.full((ROWS, 64), torch.nan)),
+    "infinite": swap(embeddings=torch.full((ROWS, 64), torch.inf)),
+    "not of length 1": lambda path: swap(embeddings=load_file(path)["embeddings"] * 1.01)(path),
     "no rows": swap(keys=torch.tensor(0, dtype=torch.uint8), embeddings=torch.tensor(0.0)),
 }
 
@@ -519,6 +523,117 @@ def test_names_that_went_are_written_again(capsys, checkpoint, pictures, tower, 
     assert json.loads((tmp_path / "index" / "names.json").read_text()) == NAMES and tower.seen() == 0
 
 
+# ---- a folder and a cache that change ----------------------------------------------------------------------
+
+
+def test_a_picture_that_is_renamed_between_listing_and_looking_is_skipped(
+    capsys, checkpoint, pictures, monkeypatch
+):
+    real = search.find_in_folder
+
+    def renamed(folder):
+        found = real(folder)
+        (folder / "a.png").rename(folder / "new.png")
+        return found
+
+    with monkeypatch.context() as patch:
+        patch.setattr(search, "find_in_folder", renamed)
+        status, out, err = run(capsys, "search", pictures, "a dog", "--model", checkpoint, "--json")
+    assert status == 0 and len(json.loads(out)["results"]) == len(NAMES) - 1
+    assert err.count("\n") == 1 and f"skipped: {pictures / 'a.png'}: " in err
+    assert len(answers(capsys, pictures, "a dog", "--model", checkpoint)) == len(NAMES)
+
+
+def test_a_folder_that_cannot_be_read_is_said_and_left_out(capsys, checkpoint, pictures, monkeypatch):
+    real = os.scandir
+
+    def forbidden(folder):
+        if Path(folder).name == "deep":
+            raise PermissionError(13, "Permission denied", str(folder))
+        return real(folder)
+
+    monkeypatch.setattr(os, "scandir", forbidden)
+    for argv in (["search", pictures, "a dog"], ["classify", pictures, "--labels", "dog"]):
+        status, out, err = run(capsys, *argv, "--model", checkpoint, "--json")
+        assert status == 0 and len(json.loads(out)["results"]) == 3
+        assert err.startswith(f"align-minimal: warning: skipped: {pictures / 'deep'}: Permission denied\n")
+        assert err.count("skipped") == 1
+    argv = ["search", pictures / "deep", "a dog", "--model", checkpoint]
+    refused(capsys, *argv, status=1, says=[pictures / "deep", "Permission denied"])
+
+
+def test_1_100_nested_folders_are_searched_to_the_bottom(capsys, checkpoint, tmp_path):
+    folder = tmp_path / "nested"
+    bottom = folder.joinpath(*["d"] * 1100)
+    here = folder
+    here.mkdir()
+    for part in bottom.relative_to(folder).parts:
+        here = here / part
+        here.mkdir()
+    draw(folder / "top.png", 1)
+    draw(bottom / "bottom.png", 2)
+    found = answers(capsys, folder, "a dog", "--model", checkpoint)
+    assert {Path(result["image"]).name for result in found} == {"top.png", "bottom.png"}
+
+
+def test_a_cache_that_vanishes_is_made_anew(capsys, checkpoint, pictures, tmp_path, monkeypatch):
+    index, real = tmp_path / "index", os.replace
+
+    def vanished(temporary, path):
+        if not vanished.done:
+            vanished.done = True
+            shutil.rmtree(index)
+        real(temporary, path)
+
+    vanished.done = False
+    monkeypatch.setattr(os, "replace", vanished)
+    argv = [pictures, "a dog", "--index", index, "--model", checkpoint]
+    assert len(answers(capsys, *argv)) == len(NAMES) and vanished.done
+    assert sorted(path.name for path in index.iterdir()) == ["embeddings.safetensors", "names.json"]
+
+
+def test_one_that_vanishes_before_it_is_read_is_made_anew(
+    capsys, checkpoint, pictures, tmp_path, monkeypatch
+):
+    argv = [pictures, "a dog", "--index", tmp_path / "index", "--model", checkpoint]
+    first = answers(capsys, *argv)
+    real = search.load_file
+
+    def vanished(path):
+        shutil.rmtree(path.parent, ignore_errors=True)
+        monkeypatch.setattr(search, "load_file", real)
+        return real(path)
+
+    monkeypatch.setattr(search, "load_file", vanished)
+    assert answers(capsys, *argv) == first
+
+
+def test_temporary_files_of_killed_runs_are_removed_and_those_of_running_ones_stay(
+    capsys, checkpoint, pictures, tmp_path
+):
+    index = tmp_path / "index"
+    argv = [pictures, "a dog", "--index", index, "--model", checkpoint]
+    answers(capsys, *argv)
+    old = [index / f".{name}.abcd123_" for name in ("names.json", "embeddings.safetensors")]
+    young, foreign = index / ".names.json.abcd1234", index / ".other.abcd1234"
+    for path in (*old, young, foreign):
+        path.write_text("")
+        if path != young:
+            os.utime(path, (1, 1))
+    draw(pictures / "new.png", 50)
+    answers(capsys, *argv)
+    assert young.exists() and foreign.exists() and not any(path.exists() for path in old)
+
+
+def test_without_a_home_the_line_says_what_to_give(capsys, checkpoint, pictures, tmp_path, monkeypatch):
+    monkeypatch.delenv("XDG_CACHE_HOME")
+    monkeypatch.delenv("HOME", raising=False)
+    monkeypatch.setattr("pwd.getpwuid", lambda uid: (_ for _ in ()).throw(KeyError(uid)))
+    argv = ["search", pictures, "a dog", "--model", checkpoint]
+    refused(capsys, *argv, status=1, says=["no home folder", "--index", "XDG_CACHE_HOME"])
+    assert run(capsys, *argv, "--index", tmp_path / "index")[0] == 0
+
+
 # ---- bad input ---------------------------------------------------------------------------------------------
 
 
@@ -564,18 +679,29 @@ def test_a_folder_in_which_nothing_can_be_read_any_more_is_the_same_error(capsys
 def test_bad_usage_is_status_2(capsys, checkpoint, pictures):
     tail = ["--model", checkpoint]
     refused(capsys, "search", status=2, says=["FOLDER"])
-    refused(capsys, "search", pictures, *tail, status=2, says=["QUERY", "--image"])
+    says = ["QUERY", "--image", "see align-minimal search --help"]
+    refused(capsys, "search", pictures, *tail, status=2, says=says)
     refused(capsys, "search", pictures, "--minus", "a dog", *tail, status=2, says=["QUERY", "--image"])
     for query in ("", "  ", "\n"):
         refused(capsys, "search", pictures, "a dog", query, *tail, status=2, says=["empty", repr(query)])
     refused(capsys, "search", pictures, "a dog", "--minus", " ", *tail, status=2, says=["empty"])
     for top in ("0", "-1", "x", "1.5"):
         refused(capsys, "search", pictures, "a dog", "--top", top, *tail, status=2, says=["--top", top])
-    for weight in ("0", "-2", "nan", "inf", "x"):
+    for weight in ("0", "-2", "nan", "inf", "x", "1e-4", "1e30"):
         argv = ["search", pictures, "a dog", "--text-weight", weight, *tail]
         refused(capsys, *argv, status=2, says=["--text-weight", weight])
     for device in ("toaster", "cuda:99", "meta"):
         refused(capsys, "search", pictures, "a dog", "--device", device, *tail, status=2, says=[device])
+
+
+def test_queries_may_stand_after_a_flag(capsys, checkpoint, pictures):
+    tail = ["--model", checkpoint]
+    expected = answers(capsys, pictures, "a dog", "an apple", "--top", 1, *tail)
+    assert answers(capsys, pictures, "--top", 1, "a dog", "an apple", *tail) == expected
+    assert answers(capsys, pictures, "a dog", "--top", 1, "an apple", *tail) == expected
+    refused(
+        capsys, "search", pictures, "--top", 1, "a dog", "--nonsense", *tail, status=2, says=["--nonsense"]
+    )
 
 
 def test_a_folder_that_is_missing_or_a_file_or_without_pictures_is_named(
@@ -683,6 +809,9 @@ def test_in_python_the_errors_are_exceptions(checkpoint, pictures, tmp_path):
     index = ImageIndex(pictures, *loaded)
     with pytest.raises(ValueError, match="a query needs a text or an image"):
         index.search()
+    for weight in (0, -1, 1e30, float("nan")):
+        with pytest.raises(ValueError, match="text_weight must be from"):
+            index.search("a dog", text_weight=weight)
     (tmp_path / "broken.png").write_bytes(b"no picture")
     with pytest.raises(ValueError, match=r"broken\.png"):
         index.search("a dog", image=tmp_path / "broken.png")

@@ -1,0 +1,116 @@
+"""The image processor's options: every spelling of a size and of three numbers, checked."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from PIL import Image
+
+from .hub import read_json
+from .settings import check_keywords
+
+LAYOUTS = ("channels_first", "channels_last")  # (3, H, W) and (H, W, 3)
+
+
+def height_and_width(name: str, value: Any, default: int) -> dict[str, int]:
+    """{"height", "width"} from that, from (height, width), from one number, or (the default) from None.
+
+    >>> height_and_width("size", (480, 640), default=346)
+    {'height': 480, 'width': 640}
+    """
+    given = value = default if value is None else value
+    if isinstance(value, dict):
+        value = (value["height"], value["width"]) if value.keys() == {"height", "width"} else ()
+    elif np.ndim(value) == 0:
+        value = (value, value)
+    whole = [isinstance(n, (int, np.integer)) and not isinstance(n, bool) and n > 0 for n in value]
+    if whole != [True, True]:
+        raise ValueError(
+            f"{name} must be a number, (height, width) or a dict of the two, from 1 up, not {given!r}"
+        )
+    return {"height": int(value[0]), "width": int(value[1])}
+
+
+def channel_values(name: str, value: float | Sequence[float] | None) -> list[float]:
+    """One number for each channel, from one for all, from 3, or (0.5) from None.
+
+    >>> channel_values("image_mean", 0.25)
+    [0.25, 0.25, 0.25]
+    """
+    try:
+        values = [float(v) for v in np.broadcast_to(0.5 if value is None else value, 3)]
+    except (TypeError, ValueError):
+        values = []
+    if not values or not all(map(math.isfinite, values)):
+        raise ValueError(f"{name} must be a finite number or 3 of them, not {value!r}")
+    return values
+
+
+def check_numbers(resample: Any, rescale_factor: Any, image_std: Sequence[float]) -> None:
+    """ValueError naming the option that is out of range.
+
+    >>> check_numbers(resample=2, rescale_factor=1, image_std=[1, 0, 1])
+    Traceback (most recent call last):
+    ValueError: image_std [1, 0, 1] must not hold a 0: pixels are divided by it
+    """
+    if 0 in image_std:
+        raise ValueError(f"image_std {image_std} must not hold a 0: pixels are divided by it")
+    if resample not in list(Image.Resampling):
+        raise ValueError(
+            f"resample {resample!r} must be one of Pillow's filters, 0 to {max(Image.Resampling)}"
+        )
+    if not isinstance(rescale_factor, (int, float)) or not math.isfinite(rescale_factor):
+        raise ValueError(f"rescale_factor must be a finite number, not {rescale_factor!r}")
+
+
+def call_options(processor: Any, options: dict[str, Any]) -> dict[str, Any]:
+    """The options of a call that are not None; TypeError naming the nearest for one that is not known.
+
+    >>> from align_minimal import EfficientNetImageProcessor
+    >>> call_options(EfficientNetImageProcessor(), {"size": 64, "resample": None})
+    {'size': 64}
+    """
+    call = ["return_tensors", "data_format", "input_data_format"]
+    check_keywords(f"{type(processor).__name__}.__call__", options, processor.keywords() + call)
+    return {name: value for name, value in options.items() if value is not None}
+
+
+def wrong_call(return_tensors: str | None, data_format: str | None) -> ValueError:
+    """Which argument of a call is none of the known ones.
+
+    >>> wrong_call("tf", None)
+    ValueError("return_tensors 'tf' must be 'pt', 'np' or None")
+    """
+    if return_tensors not in (None, "np", "pt"):
+        return ValueError(f"return_tensors {return_tensors!r} must be 'pt', 'np' or None")
+    return ValueError(f"data_format {data_format!r} must be {' or '.join(LAYOUTS)}")
+
+
+def read_options(path: Path, usual: str) -> dict[str, Any]:
+    """The options in preprocessor_config.json (`usual`), or in transformers 5's processor_config.json.
+
+    >>> read_options(Path("weights/emoji/preprocessor_config.json"), "preprocessor_config.json")["size"]
+    {'height': 64, 'width': 64}
+    """
+    content = read_json(path)
+    if path.name == usual:
+        return content
+    if not isinstance(content.get("image_processor"), dict):
+        raise ValueError(f"{path}: no image_processor in it, and no {usual} beside it")
+    return content["image_processor"]
+
+
+def unlike(i: int, shape: tuple[int, ...], first: tuple[int, ...]) -> ValueError:
+    """Picture `i` comes out in another shape than the first of its batch.
+
+    >>> str(unlike(1, (3, 9, 9), (3, 8, 8)))[:61]
+    'image 1 comes out as (3, 9, 9), image 0 as (3, 8, 8): one ten'
+    """
+    return ValueError(
+        f"image {i} comes out as {shape}, image 0 as {first}: one tensor needs one size "
+        "(resize or crop them, or pass return_tensors=None)"
+    )

@@ -1,0 +1,159 @@
+"""`align-minimal train`: from the flags to a finished run, over one process or several.
+
+align-minimal train DATA --out RUN
+torchrun --nproc_per_node 2 -m align_minimal train DATA --out RUN
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import os
+import signal
+import sys
+import warnings
+
+from ..support.hub import read_json, write_atomically, write_json
+from ..support.image_files import open_image
+from ..using.retrieval import evaluate, print_recall
+from .batches import batches, batches_in
+from .dataset import Pairs
+from .filters import filter_pairs
+from .loop import Trainer
+from .options import EPOCHS, PAPER, TrainOptions, check_arguments, resolve
+from .processes import note_signals, processes
+from .run_folder import Run, checkpoints, locked, model_files
+from .step import reason
+
+
+def draw_curves(run: Run) -> None:
+    """`curves.png`: loss, temperature and learning rate by step; without matplotlib, a warning."""
+    try:
+        from matplotlib.figure import Figure
+    except ImportError:
+        warnings.warn("no curves.png: matplotlib is not installed", stacklevel=2)
+        return
+    names = ("step", "loss", "log_n", "floor", "temperature", "lr")
+    rows = [row for row in run.metrics() if all(isinstance(row.get(n), (int, float)) for n in names)]
+    steps = [row["step"] for row in rows]
+    figure = Figure(figsize=(8, 9), layout="constrained")
+    axes = figure.subplots(3, 1, sharex=True)
+    for name, label in (("log_n", "log N: chance"), ("loss", "loss"), ("floor", "label smoothing's floor")):
+        axes[0].plot(steps, [row[name] for row in rows], label=label, linewidth=1)
+    axes[0].legend()
+    axes[0].set_ylabel("loss (nats)")
+    for axis, name, label in ((axes[1], "temperature", "temperature"), (axes[2], "lr", "learning rate")):
+        axis.plot(steps, [row[name] for row in rows], linewidth=1, color="C1")
+        axis.set_ylabel(label)
+    axes[2].set_xlabel("step")
+    write_atomically(run.out / "curves.png", lambda temporary: figure.savefig(temporary, format="png"))
+
+
+def finish(trainer: Trainer) -> None:
+    """Curves and R@K, beside the checkpoint."""
+    if trainer.unreadable:
+        warnings.warn(f"{len(trainer.unreadable)} images could not be read and were skipped", stacklevel=2)
+    draw_curves(trainer.run)
+    if trainer.evaluation is not None:
+        result = evaluate(trainer.model.eval(), trainer.processor, trainer.evaluation)
+        write_json(trainer.options.out / "evaluation.json", result)
+        print_recall(result)
+        if trainer.options.eval_every:
+            trainer.run.keep_best(trainer.model, trainer.processor, {"step": trainer.step, **result})
+            best = trainer.options.out / "best"
+            step = read_json(best / "evaluation.json")["step"]
+            print(f"align-minimal: the best model, of step {step}, is in {best}", file=sys.stderr)
+
+
+def check_out(options: TrainOptions) -> None:
+    """Refuse to train over a model or an earlier run, or into what is no folder.
+
+    >>> from pathlib import Path
+    >>> check_out(TrainOptions(data=[], out=Path("setup.cfg")))
+    Traceback (most recent call last):
+    ValueError: setup.cfg: not a folder
+    """
+    if options.out.exists() and not options.out.is_dir():
+        raise ValueError(f"{options.out}: not a folder")
+    found, files = checkpoints(options.out), model_files(options.out)
+    if options.resume and not found and files:
+        raise ValueError(
+            f"{options.out}: holds {files[0]}, but no checkpoint to resume from; give another --out"
+        )
+    if not options.resume and (found or files):
+        raise ValueError(f"{options.out}: holds a model already; give --resume, or another --out")
+
+
+def check_readable(pairs: Pairs) -> None:
+    """ValueError if not one image can be read; the first that can ends the search.
+
+    >>> from align_minimal.training.pairs import Pair
+    >>> pairs = Pairs([])
+    >>> pairs.label, pairs.pairs = "photos", [Pair("photos/1.png", b"", ("a cat",))]
+    >>> check_readable(pairs)
+    Traceback (most recent call last):
+    ValueError: photos: no image can be read; photos/1.png: an empty file
+    """
+    first = None
+    for pair in pairs.unread():
+        try:
+            open_image(pair.picture(), pair.name)
+            return
+        except (OSError, ValueError) as error:
+            first = first or error
+    raise ValueError(f"{pairs.label}: " + (f"no image can be read; {first}" if first else "no pairs in it"))
+
+
+def prepare_data(options: TrainOptions) -> tuple[TrainOptions, Pairs, Pairs | None]:
+    """The options, now complete, and the pairs to learn from and to evaluate on.
+
+    What is wrong is an error now, not hours later.
+    """
+    pairs = Pairs(options.data)
+    evaluation = Pairs(options.eval) if options.eval else None
+    if options.filter:
+        report = filter_pairs(pairs)
+        if os.environ.get("RANK", "0") == "0":
+            counts = "; ".join(f"{count:,} {what}" for what, count in report.items())
+            print(f"align-minimal: filter: {counts}", file=sys.stderr)
+    for some in (pairs, evaluation):
+        if some is not None:
+            check_readable(some)
+    epochs = options.epochs or EPOCHS
+    steps = options.steps or batches_in(pairs, PAPER["batch_size"], options.seed, epochs)
+    options = resolve(options, steps)
+    first, _ = next(batches(pairs, options.batch_size, options.seed))
+    if len(first) < int(os.environ.get("WORLD_SIZE", 1)):
+        raise ValueError(f"{pairs.label}: batches of {len(first)}, less than a pair for each process")
+    if len(first) < options.batch_size:
+        what = f"batches of {len(first)} only, for want of pairs that differ"
+        warnings.warn(f"{pairs.label}: {what}", stacklevel=2)
+    return options, pairs, evaluation
+
+
+def train(args: argparse.Namespace, parser: argparse.ArgumentParser) -> int | None:
+    """The command. Returns 128 + the signal's number if one ended it."""
+    options = TrainOptions.from_flags(args)
+    check_arguments(options, parser)
+    check_out(options)
+    options, pairs, evaluation = prepare_data(options)
+    first = os.environ.get("RANK", "0") == "0"
+    try:
+        with locked(options.out) if first else contextlib.nullcontext(), processes(options.device) as group:
+            check_out(options)  # again: another run may have come in between
+            group.wait()
+            with note_signals() as received:
+                trainer = Trainer(options, group, pairs, evaluation)
+                trainer.begin()
+                if first:
+                    trainer.announce()
+                group.wait()
+                stopped = trainer.train(received)
+            if first and stopped:
+                name = signal.Signals(stopped).name
+                print(f"align-minimal: stopped by {name}, saved step {trainer.step}", file=sys.stderr)
+            elif first:
+                finish(trainer)
+    except RuntimeError as error:  # PyTorch's: no memory left, or another process is gone
+        raise ValueError(f"{options.out}: {reason(error)}") from error
+    return 128 + stopped if stopped else None

@@ -1,0 +1,111 @@
+"""All pairs that were given as DATA, in order or shuffled, whether they lie in folders or in shards."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import itertools
+import random
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+
+from .pairs import Pair, metadata_file, read_captions, read_folder
+from .shards import find_shards, read_shard
+
+Place = tuple[
+    int, int
+]  # the number of a shard, and where in it; of pairs in folders, 0 and the pair's number
+
+
+class Pairs:
+    r"""The pairs of folders, or of shards, in order; `blocks` gives them shuffled, an epoch at a time.
+
+    `paths`: folders of pictures with metadata or a .txt beside each, tar files, or folders of tar files.
+    Pairs in folders are kept in memory (the texts, not the pictures), shards are streamed. Raises
+    FileNotFoundError, or ValueError for what holds no pairs and for folders beside shards.
+
+    >>> import tempfile
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     _ = Path(folder, "metadata.csv").write_text("file_name,text\n1.png,a cat\n2.png,a dog\n")
+    ...     [(block, _)] = Pairs([folder]).blocks("seed")
+    >>> sorted(pair.texts for pair in block)
+    [('a cat',), ('a dog',)]
+    """
+
+    BUFFER = 16_384  # pairs of a stream that are shuffled together; fewer where their pictures are held, too
+    PACKED_BUFFER = 2048
+
+    def __init__(self, paths: Sequence[str | Path]):
+        self.label = ", ".join(map(str, paths))
+        self.pairs: list[Pair] = []
+        self.shards: list[Path] = []
+        self.keep: Callable[[Pair], Pair | None] | None = None
+        self.seen = hashlib.sha256()  # of all that decides which pairs there are
+        for path in map(Path, paths):
+            if metadata := metadata_file(path):
+                self.pairs += read_folder(path)
+                self.seen.update(metadata.read_bytes())
+            elif shards := find_shards(path):
+                self.shards += shards
+                self.seen.update("".join(f"{s.name} {s.stat().st_size}\n" for s in shards).encode())
+            else:
+                self.pairs += (captioned := read_captions(path))
+                self.seen.update(repr([(p.name, p.texts) for p in captioned]).encode())
+                if not captioned:
+                    raise ValueError(
+                        f"{path}: neither metadata.jsonl nor metadata.csv nor .tar files in it, "
+                        "and no picture with a .txt beside it"
+                    )
+        if self.pairs and self.shards:
+            raise ValueError(f"{self.label}: folders and shards at once; give one or the other")
+
+    def __iter__(self) -> Iterator[Pair]:
+        """Every pair, its image a file or a file's content."""
+        for pair in self.unread():
+            yield dataclasses.replace(pair, image=pair.picture())
+
+    def unread(self) -> Iterator[Pair]:
+        """Every pair; pictures in plain tars are left there, as Spans."""
+        return self.kept(self.pairs or (pair for pair, _ in self.stream(range(len(self.shards)))))
+
+    def kept(self, pairs) -> Iterator[Pair]:
+        return iter(pairs) if self.keep is None else filter(None, map(self.keep, pairs))
+
+    def stream(self, order: Sequence[int], first: int = 0, start: int = 0) -> Iterator[tuple[Pair, Place]]:
+        """The pairs of the shards in that order, from `start` in the `first` of them; and where to go on."""
+        for i in range(first, len(order)):
+            number = order[i]
+            for pair, after in read_shard(self.shards[number], number, start if i == first else 0):
+                yield pair, (i, after)
+
+    def blocks(self, seed: str, first: int = 0, start: Place = (0, 0)) -> Iterator[tuple[list[Pair], Place]]:
+        """One epoch, each pair once, from its block `first` on, which starts at `start`: (block, next start).
+
+        Folders are one block. Shards come in an order of their own, and BUFFER pairs of them are shuffled.
+        """
+        if self.pairs:
+            if first == 0:
+                placed = [dataclasses.replace(pair, place=(0, i)) for i, pair in enumerate(self.pairs)]
+                yield random.Random(seed).sample(placed, len(placed)), (0, len(placed))
+            return
+        order = random.Random(seed).sample(range(len(self.shards)), len(self.shards))
+        stream = self.stream(order, *start)
+        for number in itertools.count(first):
+            some = next(stream, None)
+            if some is None:
+                return
+            packed = isinstance(some[0].image, bytes)
+            some = [some, *itertools.islice(stream, (self.PACKED_BUFFER if packed else self.BUFFER) - 1)]
+            block = list(self.kept(pair for pair, _ in some))
+            yield random.Random(f"{seed} {number}").sample(block, len(block)), some[-1][1]
+
+    def at(self, place: Place) -> Pair | None:
+        """The pair that had this `place`, or None if there is no such pair any more."""
+        number, start = place
+        if self.pairs:
+            found = self.pairs[start] if 0 <= start < len(self.pairs) else None
+            return found and dataclasses.replace(found, place=place)
+        if not 0 <= number < len(self.shards):
+            return None
+        found = next((pair for pair, _ in read_shard(self.shards[number], number, start)), None)
+        return next(self.kept([found] if found else []), None)

@@ -1,0 +1,22 @@
+"""The rest of the packaging is in setup.cfg.
+
+A wheel carries the checkpoint and the samples inside the package; an editable install reads them where they
+lie.
+"""
+
+from pathlib import Path
+
+from setuptools import setup
+from setuptools.command.build_py import build_py
+
+
+class BuildWithWeights(build_py):
+    def run(self):
+        super().run()
+        if not self.editable_mode:
+            weights = Path(self.build_lib, "align_minimal", "weights")
+            for folder in ("emoji", "samples"):
+                self.copy_tree(f"weights/{folder}", str(weights / folder))
+
+
+setup(cmdclass={"build_py": BuildWithWeights})

@@ -6,25 +6,17 @@ names here, which are those of the layers in bert.py and efficientnet.py.
 
 from __future__ import annotations
 
-import inspect
 from pathlib import Path
 from typing import ClassVar
 
 from safetensors.torch import save_file
-from torch import Tensor, nn
+from torch import nn
 
 from .support.checks import check_kind
 from .support.hub import find_file, write_atomically
 from .support.module import Module
-from .support.settings import check_keywords
-from .support.weights_file import (
-    check_depth,
-    check_keys,
-    check_numbers,
-    read_tensors,
-    separate,
-    without_weights,
-)
+from .support.settings import own_keywords
+from .support.weights_file import check_keys, check_numbers, read_tensors, separate, without_weights
 
 # Ours → Hugging Face's. The rows replace parts of a name, one row after the other from top to bottom. A name
 # that no row matches is spelled alike on both sides.
@@ -69,9 +61,7 @@ def hugging_face_key(name: str) -> str:
     return name
 
 
-def load_weights(
-    model: nn.Module, path: Path, prefix: str = "", tensors: dict[str, Tensor] | None = None
-) -> None:
+def load_weights(model: nn.Module, path: Path, prefix: str = "", tensors: dict | None = None) -> None:
     """Put the file's tensors into `model` in place of its own (which may be on the meta device), as float32.
 
     `prefix` names the part of a full ALIGN checkpoint that `model` is; keys outside that part are left alone.
@@ -125,14 +115,11 @@ class PretrainedModel(Module):
         Raises FileNotFoundError (saying which files to put where), ValueError (naming file and keys), or
         TypeError (for an override that is no keyword).
         """
-        own = list(inspect.signature(cls).parameters)[1:]  # the constructor's, after `config`
-        check_keywords(cls.__name__, overrides, cls.config_class.keywords() + own)
-        options = {name: overrides.pop(name) for name in own if name in overrides}
+        options = own_keywords(cls, overrides, cls.config_class.keywords())
         config = cls.config_class.from_pretrained(pretrained_model_name_or_path, **overrides)
         path = find_file(pretrained_model_name_or_path, "model.safetensors", "pytorch_model.bin")
         tensors = read_tensors(path)
-        check_depth(path, tensors, config)
-        with without_weights(path.with_name("config.json")):
+        with without_weights(path, tensors, config):
             model = cls(config, **options)
         load_weights(model, path, cls.prefix, tensors)
         return model.eval()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import dataclasses
 import difflib
+import inspect
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, ClassVar
@@ -25,6 +26,20 @@ def check_keywords(owner: str, keywords: Iterable[str], known: Iterable[str]) ->
         if keyword not in known:
             near = difflib.get_close_matches(keyword, known, n=1, cutoff=0)[0]
             raise TypeError(f"{owner} has no keyword {keyword!r}; the nearest is {near!r}")
+
+
+def own_keywords(owner: type, overrides: dict[str, Any], configuration: Iterable[str]) -> dict[str, Any]:
+    """Take the keywords of the class `owner` out of `overrides`, which leaves the configuration's there.
+
+    TypeError that names the nearest keyword, for one that is neither's.
+
+    >>> from align_minimal import AlignTextModel
+    >>> own_keywords(AlignTextModel, {"add_pooling_layer": False, "vocab_size": 9}, ["vocab_size"])
+    {'add_pooling_layer': False}
+    """
+    own = list(inspect.signature(owner).parameters)[1:]  # the first is the configuration
+    check_keywords(owner.__name__, overrides, [*configuration, *own])
+    return {name: overrides.pop(name) for name in own if name in overrides}
 
 
 class Settings:

@@ -150,15 +150,18 @@ def check_depth(path: Path, tensors: Mapping[str, Tensor], config: Any) -> None:
 
 
 @contextmanager
-def without_weights(path: Path) -> Iterator[None]:
+def without_weights(weights: Path, tensors: Mapping[str, Tensor], config: Any) -> Iterator[None]:
     """Inside it, models are built without memory and without time for weights that are about to be replaced.
 
-    An error while one is built is a ValueError that names `path`, its configuration's file.
+    Before, the depth of `config` is compared with the `tensors` of the file `weights`. An error while the
+    model is built is a ValueError that names the configuration's file, which lies beside it.
 
-    >>> with without_weights(Path("config.json")):
+    >>> with without_weights(Path("model.safetensors"), {}, None):
     ...     torch.nn.Linear(10**6, 10**6).weight.device
     device(type='meta')
     """
+    check_depth(weights, tensors, config)
+    path = weights.with_name("config.json")
     try:
         with torch.device("meta"), SkipInit():
             yield

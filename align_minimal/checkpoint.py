@@ -6,19 +6,17 @@ names here, which are those of the layers in bert.py and efficientnet.py.
 
 from __future__ import annotations
 
-import inspect
 from pathlib import Path
 from typing import ClassVar
 
-import torch
 from safetensors.torch import save_file
 from torch import nn
 
 from .support.checks import check_kind
 from .support.hub import find_file, write_atomically
 from .support.module import Module
-from .support.settings import check_keywords
-from .support.weights_file import SkipInit, check_keys, read_tensors, separate
+from .support.settings import own_keywords
+from .support.weights_file import check_keys, check_numbers, read_tensors, separate, without_weights
 
 # Ours → Hugging Face's. The rows replace parts of a name, one row after the other from top to bottom. A name
 # that no row matches is spelled alike on both sides.
@@ -63,18 +61,19 @@ def hugging_face_key(name: str) -> str:
     return name
 
 
-def load_weights(model: nn.Module, path: Path, prefix: str = "") -> None:
+def load_weights(model: nn.Module, path: Path, prefix: str = "", tensors: dict | None = None) -> None:
     """Put the file's tensors into `model` in place of its own (which may be on the meta device), as float32.
 
     `prefix` names the part of a full ALIGN checkpoint that `model` is; keys outside that part are left alone.
-    Raises ValueError naming the file and the keys that are missing, unexpected or of another shape.
+    `tensors` are the file's, if they have been read. Raises ValueError naming the file and the keys that are
+    missing, unexpected, of another shape or type, or not finite.
 
     >>> projection = nn.Linear(128, 160, device="meta")
     >>> load_weights(projection, find_file("emoji", "model.safetensors"), prefix="text_projection.")
     >>> projection.weight.shape, projection.weight.device
     (torch.Size([160, 128]), device(type='cpu'))
     """
-    tensors = read_tensors(path)
+    tensors = read_tensors(path) if tensors is None else tensors
     if any(key.startswith(prefix) for key in tensors):
         tensors = {key[len(prefix) :]: t for key, t in tensors.items() if key.startswith(prefix)}
     state = model.state_dict()
@@ -83,8 +82,9 @@ def load_weights(model: nn.Module, path: Path, prefix: str = "") -> None:
         optional += ["pooler.dense.weight", "pooler.dense.bias"]
     check_keys(path, tensors, {hugging_face_key(name): t for name, t in state.items()}, optional)
     for name, t in state.items():
-        tensor = tensors.pop(hugging_face_key(name))
-        state[name] = tensor.float() if t.is_floating_point() else tensor
+        key = hugging_face_key(name)
+        tensor = tensors.pop(key)
+        state[name] = check_numbers(path, key, tensor.float() if t.is_floating_point() else tensor)
     model.load_state_dict(state, assign=True)
 
 
@@ -115,14 +115,13 @@ class PretrainedModel(Module):
         Raises FileNotFoundError (saying which files to put where), ValueError (naming file and keys), or
         TypeError (for an override that is no keyword).
         """
-        own = list(inspect.signature(cls).parameters)[1:]  # the constructor's, after `config`
-        check_keywords(cls.__name__, overrides, cls.config_class.keywords() + own)
-        options = {name: overrides.pop(name) for name in own if name in overrides}
+        options = own_keywords(cls, overrides, cls.config_class.keywords())
         config = cls.config_class.from_pretrained(pretrained_model_name_or_path, **overrides)
         path = find_file(pretrained_model_name_or_path, "model.safetensors", "pytorch_model.bin")
-        with torch.device("meta"), SkipInit():  # no memory and no time for weights about to be replaced
+        tensors = read_tensors(path)
+        with without_weights(path, tensors, config):
             model = cls(config, **options)
-        load_weights(model, path, cls.prefix)
+        load_weights(model, path, cls.prefix, tensors)
         return model.eval()
 
     def save_pretrained(self, directory: str | Path) -> None:

@@ -196,15 +196,9 @@ class MBConv(nn.Module):
         if spec.expand_ratio != 1:
             self.expand = ConvNorm(spec.in_channels, hidden, 1, config, activation=act)
         self.depthwise = ConvNorm(
-            hidden,
-            hidden,
-            spec.kernel_size,
-            config,
-            stride=spec.stride,
-            groups=hidden,  # one filter a channel
-            centered=spec.centered_padding,
-            activation=act,
-        )
+            hidden, hidden, spec.kernel_size, config, stride=spec.stride, centered=spec.centered_padding,
+            groups=hidden, activation=act,  # as many groups as channels: one filter a channel
+        )  # fmt: skip
         self.squeeze_excite = SqueezeExcite(hidden, squeezed, act)
         self.project = ConvNorm(hidden, spec.out_channels, 1, config)
         self.drop_connect = DropConnect(spec.drop_rate)

@@ -148,10 +148,8 @@ def is_true(test: Callable[[], Tensor]) -> bool:
     >>> is_true(lambda: torch.ones(2).sum() > 1), is_true(lambda: torch.ones(2, device="meta").sum() > 1)
     (True, False)
     """
-    if torch.compiler.is_compiling() or torch.jit.is_tracing():
-        return False
     try:
-        return bool(test())
+        return not (torch.compiler.is_compiling() or torch.jit.is_tracing()) and bool(test())
     except RuntimeError:  # what vmap, fake tensors and the meta device raise
         return False
 

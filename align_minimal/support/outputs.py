@@ -51,8 +51,8 @@ class ModelOutput(dict):
 
     def __init__(self, items: Mapping[str, Any] | Iterable[tuple[str, Any]] = (), **fields):
         given = dict(items, **fields)
-        in_order = (*self.fields, *given)  # the class's own fields first, in its order
-        super().__init__({name: given[name] for name in in_order if given.get(name) is not None})
+        order = sorted(given, key=(*self.fields, *given).index)
+        super().__init__({name: given[name] for name in order if given[name] is not None})
 
     def __getattr__(self, name):
         if name not in self and name not in self.fields:
@@ -60,21 +60,13 @@ class ModelOutput(dict):
         return self.get(name)
 
     def __setattr__(self, name, value):
-        self[name] = value
+        self.update({name: value})
 
     def __getitem__(self, key):
         return super().__getitem__(key) if isinstance(key, str) else self.to_tuple()[key]
 
     def __setitem__(self, name, value):
-        if value is None:
-            self.pop(name, None)
-            return
-        known = name in self
-        super().__setitem__(name, value)
-        if not known and name in self.fields:  # what the class names later moves behind it
-            for later in self.fields[self.fields.index(name) + 1 :]:
-                if later in self:
-                    super().__setitem__(later, self.pop(later))
+        self.update({name: value})
 
     def __ior__(self, other):
         self.update(other)
@@ -82,8 +74,9 @@ class ModelOutput(dict):
 
     def update(self, items: Mapping[str, Any] | Iterable[tuple[str, Any]] = (), /, **fields) -> None:
         """Set every field that is given, by a mapping, by pairs or by keyword."""
-        for name, value in dict(items, **fields).items():
-            self[name] = value
+        entries = type(self)({**self, **dict(items, **fields)})  # in order, and without what is None
+        self.clear()
+        super().update(entries)
 
     def setdefault(self, name: str, default: Any = None) -> Any:
         """The field, which becomes `default` if it is None."""

@@ -5,12 +5,13 @@ from __future__ import annotations
 import copy
 import dataclasses
 import difflib
+import inspect
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, ClassVar
 
 from .hub import find_file, read_json, write_json
-from .values import check_values, mapping
+from .values import check_values, mapping, shown
 
 
 def check_keywords(owner: str, keywords: Iterable[str], known: Iterable[str]) -> None:
@@ -25,6 +26,20 @@ def check_keywords(owner: str, keywords: Iterable[str], known: Iterable[str]) ->
         if keyword not in known:
             near = difflib.get_close_matches(keyword, known, n=1, cutoff=0)[0]
             raise TypeError(f"{owner} has no keyword {keyword!r}; the nearest is {near!r}")
+
+
+def own_keywords(owner: type, overrides: dict[str, Any], configuration: Iterable[str]) -> dict[str, Any]:
+    """Take the keywords of the class `owner` out of `overrides`, which leaves the configuration's there.
+
+    TypeError that names the nearest keyword, for one that is neither's.
+
+    >>> from align_minimal import AlignTextModel
+    >>> own_keywords(AlignTextModel, {"add_pooling_layer": False, "vocab_size": 9}, ["vocab_size"])
+    {'add_pooling_layer': False}
+    """
+    own = list(inspect.signature(owner).parameters)[1:]  # the first is the configuration
+    check_keywords(owner.__name__, overrides, [*configuration, *own])
+    return {name: overrides.pop(name) for name in own if name in overrides}
 
 
 class Settings:
@@ -84,6 +99,26 @@ class Settings:
         write_json(Path(directory) / self.filenames[0], self.to_dict() | bookkeeping)
 
 
+# Options of Hugging Face's configurations that change what a model gives, with the one value that is read.
+CALL_OPTIONS = {"output_hidden_states": False, "output_attentions": False, "return_dict": True}
+ONLY = {"is_decoder": False, "add_cross_attention": False, "pruned_heads": {}, "torchscript": False}
+
+
+def check_options(owner: str, content: dict[str, Any]) -> None:
+    """ValueError naming the first option in `content` that a configuration here does not honour.
+
+    >>> check_options("AlignTextConfig", {"return_dict": False})
+    Traceback (most recent call last):
+    ValueError: return_dict=False is not read from AlignTextConfig; give it to the model's call
+    """
+    for name, only in (CALL_OPTIONS | ONLY).items():
+        value = content.get(name)
+        if value is not None and value != only:
+            where = f"not read from {owner}; give it to the model's call"
+            where = where if name in CALL_OPTIONS else f"not supported in {owner}, only {only}"
+            raise ValueError(f"{name}={shown(value)} is {where}")
+
+
 class Config(Settings):
     """What the three configurations share: `config.json`, and being parts of one another.
 
@@ -103,8 +138,17 @@ class Config(Settings):
 
     @classmethod
     def from_dict(cls, content: dict[str, Any]):
-        """Build from a dictionary, also from a full ALIGN's. Keys that are no keywords here are ignored."""
-        return super().from_dict(cls.part(content))
+        """Build from a dictionary, also from a full ALIGN's. Keys that are no keywords here are ignored.
+
+        ValueError for one that is an option of Hugging Face's (see `check_options`).
+        """
+        content = cls.part(content)
+        check_options(cls.__name__, content)
+        return super().from_dict(content)
+
+    def __setattr__(self, name, value):
+        check_options(type(self).__name__, {name: value})
+        super().__setattr__(name, value)
 
     @classmethod
     def part(cls, content: dict[str, Any]) -> dict[str, Any]:

@@ -52,6 +52,15 @@ def shown(value: Any, most: int = 100) -> str:
     return text if len(text) <= most else text[: most - 1] + "…"
 
 
+def plain(name: str, most: int = 100) -> str:
+    """A key from a file as it stands in an error message: itself if it is short and printable, else shown.
+
+    >>> plain("text_projection.bias"), plain("a\\nforged: line")
+    ('text_projection.bias', "'a\\\\nforged: line'")
+    """
+    return name if name.isprintable() and len(name) <= most else shown(name, most)
+
+
 def _is_number(value: Any) -> bool:
     return isinstance(value, (int, float)) and not isinstance(value, bool)
 

@@ -9,6 +9,7 @@ Leaves out: all that only a decoder needs (cache, cross-attention), and the feed
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 
 import torch
 from torch import Tensor, nn
@@ -194,7 +195,9 @@ class AlignTextModel(PretrainedModel):
     """
 
     config_class = AlignTextConfig
+    __call__: Callable[..., TextOutput]  # forward's result, for type checkers
     prefix = "text_model."
+    input_embeddings = "embeddings.word"
 
     def __init__(self, config: AlignTextConfig, add_pooling_layer: bool = True):
         super().__init__(config)

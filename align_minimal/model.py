@@ -10,6 +10,8 @@ in its ablations (6.1) the smaller towers get one.
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor, nn
 
@@ -34,6 +36,8 @@ class AlignModel(PretrainedModel):
     """
 
     config_class = AlignConfig
+    input_embeddings = "text_model.embeddings.word"
+    __call__: Callable[..., AlignOutput]  # forward's result, for type checkers
 
     def __init__(self, config: AlignConfig):
         super().__init__(config)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 
+from .. import __version__
 from ..support.hub import weights_folder
 from ..support.terminal import one_line, unicode
 
@@ -38,6 +39,7 @@ def parse(argv: list[str]) -> tuple[argparse.Namespace, argparse.ArgumentParser]
 def build_parser(command: str | None):
     """The flags of all commands. Those of `train` need PyTorch, so only this command has them."""
     parser = Parser(prog="align-minimal", description="ALIGN: pictures and words in one space.")
+    parser.add_argument("--version", action="version", version=f"align-minimal {__version__}")
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND", parser_class=Parser)
     add_classify(commands)
     add_search(commands)

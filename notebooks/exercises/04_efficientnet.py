@@ -15,6 +15,7 @@ or all that this file has:
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 
 from torch import Tensor, nn
 
@@ -22,7 +23,7 @@ from align_minimal.checkpoint import PretrainedModel
 from align_minimal.config import AlignVisionConfig, get_activation
 from align_minimal.efficientnet import BlockSpec, ConvNorm, MBConv
 from align_minimal.support.checks import check_pixel_values
-from align_minimal.support.outputs import ModelOutput
+from align_minimal.support.outputs import VisionOutput
 
 
 def round_filters(channels: int, config: AlignVisionConfig) -> int:
@@ -56,6 +57,7 @@ class AlignVisionModel(PretrainedModel):
     """
 
     config_class = AlignVisionConfig
+    __call__: Callable[..., VisionOutput]  # forward's result, for type checkers
     prefix = "vision_model."
 
     def __init__(self, config: AlignVisionConfig):
@@ -68,6 +70,6 @@ class AlignVisionModel(PretrainedModel):
     def forward(
         self, pixel_values: Tensor | None = None,
         output_hidden_states: bool | None = None, return_dict: bool | None = None,
-    ) -> ModelOutput | tuple:  # fmt: skip
+    ) -> VisionOutput | tuple:  # fmt: skip
         """hidden_states, where asked for, are the stem's output and every block's."""
         raise NotImplementedError

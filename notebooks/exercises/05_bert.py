@@ -19,6 +19,7 @@ or all that this file has:
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 
 import torch
 from torch import Tensor, nn
@@ -26,7 +27,7 @@ from torch import Tensor, nn
 from align_minimal.checkpoint import PretrainedModel
 from align_minimal.config import AlignTextConfig, get_activation
 from align_minimal.support.checks import check_head_mask, check_text
-from align_minimal.support.outputs import ModelOutput
+from align_minimal.support.outputs import TextOutput
 
 
 class BertEmbeddings(nn.Module):
@@ -142,6 +143,7 @@ class AlignTextModel(PretrainedModel):
     """
 
     config_class = AlignTextConfig
+    __call__: Callable[..., TextOutput]  # forward's result, for type checkers
     prefix = "text_model."
 
     def __init__(self, config: AlignTextConfig, add_pooling_layer: bool = True):
@@ -157,7 +159,7 @@ class AlignTextModel(PretrainedModel):
         head_mask: Tensor | None = None, inputs_embeds: Tensor | None = None,
         output_attentions: bool | None = None, output_hidden_states: bool | None = None,
         return_dict: bool | None = None,
-    ) -> ModelOutput | tuple:  # fmt: skip
+    ) -> TextOutput | tuple:  # fmt: skip
         """attention_mask: (B, T) or (B, T, T), 1 = attend. head_mask: (N,) or (layers, N), 1 = keep.
 
         hidden_states, where asked for, are the embeddings and every layer's output; attentions, every

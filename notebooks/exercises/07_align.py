@@ -12,6 +12,8 @@ or all that this file has:
 # ruff: noqa: F401
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor, nn
 
@@ -21,7 +23,7 @@ from align_minimal.config import AlignConfig
 from align_minimal.contrastive import contrastive_loss
 from align_minimal.efficientnet import AlignVisionModel, round_filters
 from align_minimal.support.checks import check_width
-from align_minimal.support.outputs import ModelOutput
+from align_minimal.support.outputs import AlignOutput, TextOutput
 
 
 class AlignModel(PretrainedModel):
@@ -36,11 +38,12 @@ class AlignModel(PretrainedModel):
     """
 
     config_class = AlignConfig
+    __call__: Callable[..., AlignOutput]  # forward's result, for type checkers
 
     def __init__(self, config: AlignConfig):
         raise NotImplementedError
 
-    def project_text(self, text: ModelOutput) -> Tensor:
+    def project_text(self, text: TextOutput) -> Tensor:
         """The text tower's output as embeddings, not normalized: [CLS] projected. (B, T, H) → (B, D)"""
         raise NotImplementedError
 
@@ -71,7 +74,7 @@ class AlignModel(PretrainedModel):
         inputs_embeds: Tensor | None = None, return_loss: bool | None = None,
         output_attentions: bool | None = None, output_hidden_states: bool | None = None,
         return_dict: bool | None = None,
-    ) -> ModelOutput | tuple:  # fmt: skip
+    ) -> AlignOutput | tuple:  # fmt: skip
         """Compare every text (B_t, T) with every image (B_i, 3, H, W).
 
         → logits_per_image (B_i, B_t), logits_per_text, text_embeds (B_t, D) and image_embeds (B_i, D), both

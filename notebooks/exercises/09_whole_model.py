@@ -45,7 +45,7 @@ from align_minimal.support.checks import (
     check_text,
     check_width,
 )
-from align_minimal.support.outputs import ModelOutput
+from align_minimal.support.outputs import AlignOutput, TextOutput, VisionOutput
 
 
 def round_filters(channels: int, config: AlignVisionConfig) -> int:
@@ -164,6 +164,7 @@ class AlignVisionModel(PretrainedModel):
     """
 
     config_class = AlignVisionConfig
+    __call__: Callable[..., VisionOutput]  # forward's result, for type checkers
     prefix = "vision_model."
 
     def __init__(self, config: AlignVisionConfig):
@@ -176,7 +177,7 @@ class AlignVisionModel(PretrainedModel):
     def forward(
         self, pixel_values: Tensor | None = None,
         output_hidden_states: bool | None = None, return_dict: bool | None = None,
-    ) -> ModelOutput | tuple:  # fmt: skip
+    ) -> VisionOutput | tuple:  # fmt: skip
         """hidden_states, where asked for, are the stem's output and every block's."""
         raise NotImplementedError
 
@@ -294,6 +295,7 @@ class AlignTextModel(PretrainedModel):
     """
 
     config_class = AlignTextConfig
+    __call__: Callable[..., TextOutput]  # forward's result, for type checkers
     prefix = "text_model."
 
     def __init__(self, config: AlignTextConfig, add_pooling_layer: bool = True):
@@ -309,7 +311,7 @@ class AlignTextModel(PretrainedModel):
         head_mask: Tensor | None = None, inputs_embeds: Tensor | None = None,
         output_attentions: bool | None = None, output_hidden_states: bool | None = None,
         return_dict: bool | None = None,
-    ) -> ModelOutput | tuple:  # fmt: skip
+    ) -> TextOutput | tuple:  # fmt: skip
         """attention_mask: (B, T) or (B, T, T), 1 = attend. head_mask: (N,) or (layers, N), 1 = keep.
 
         hidden_states, where asked for, are the embeddings and every layer's output; attentions, every
@@ -364,11 +366,12 @@ class AlignModel(PretrainedModel):
     """
 
     config_class = AlignConfig
+    __call__: Callable[..., AlignOutput]  # forward's result, for type checkers
 
     def __init__(self, config: AlignConfig):
         raise NotImplementedError
 
-    def project_text(self, text: ModelOutput) -> Tensor:
+    def project_text(self, text: TextOutput) -> Tensor:
         """The text tower's output as embeddings, not normalized: [CLS] projected. (B, T, H) → (B, D)"""
         raise NotImplementedError
 
@@ -399,7 +402,7 @@ class AlignModel(PretrainedModel):
         inputs_embeds: Tensor | None = None, return_loss: bool | None = None,
         output_attentions: bool | None = None, output_hidden_states: bool | None = None,
         return_dict: bool | None = None,
-    ) -> ModelOutput | tuple:  # fmt: skip
+    ) -> AlignOutput | tuple:  # fmt: skip
         """Compare every text (B_t, T) with every image (B_i, 3, H, W).
 
         → logits_per_image (B_i, B_t), logits_per_text, text_embeds (B_t, D) and image_embeds (B_i, D), both

@@ -1,18 +1,22 @@
-"""This package beside Hugging Face: the same weights and inputs, in turns, in one process, as one table.
+"""This package beside Hugging Face: the same weights and inputs, alternating runs, one table.
 
-    python -m tests.lab.benchmark                       # README's table: a quarter of an hour on two cores
+    python -m tests.lab.benchmark                       # the table of README.md here: a quarter of an hour
     python -m tests.lab.benchmark image-8 tokenizer     # some of its rows
 
-A row is one process. Both sides run once to warm up and then in turns, so that what else the machine does
-meets both: *ratio* is the median of theirs / ours over the pairs. *Error* is ‖ours − theirs‖ / ‖theirs‖ of
-what they return. *Limit* is the time that the arithmetic alone would take at the rate of a large matrix
-product, or that the bytes would take at the rate of a copy, both measured here too. *Faults* are pages that
-the kernel had to map in one call. The last column repeats the row where malloc may keep large blocks
-(MALLOC_MMAP_THRESHOLD_), which spares Hugging Face most of its faults; nobody sets that, so it is not the
-ratio that counts. *Peak* is the memory that one call takes, in a process of its own.
+Each row runs in a process of its own. Both sides run once to warm up; then their runs alternate, so that
+whatever else the machine does slows both. The columns:
 
-Theirs is the newest transformers in eager mode, as its user gets it. The weights are random and healthy, of
-align-base's size (`b7_base`), written by one side and loaded by both.
+    ratio    the median of theirs / ours over the pairs of runs
+    error    ‖ours − theirs‖ / ‖theirs‖ of what the two return
+    limit    the time of the arithmetic alone at the rate of a large matrix product, or of the bytes at the
+             rate of a copy; both rates are measured here too
+    faults   pages of memory that the kernel had to map in one call
+    peak     the memory that one call takes, in a process of its own
+    last     the ratio if malloc may keep large blocks (MALLOC_MMAP_THRESHOLD_). That saves Hugging Face most
+             of its faults, but hardly anybody sets it, so the first ratio is the one that counts
+
+Theirs is the newest transformers in eager mode, the default install. The weights are random and healthy, of
+align-base's size (`b7_base`); one side writes them and both load them.
 """
 
 from __future__ import annotations

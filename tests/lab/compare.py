@@ -4,11 +4,17 @@
     python -m tests.lab.compare runs/mine --image cat.jpg --text "my cat"
     python -m tests.lab.compare emoji --table tests/lab/parity_table.md
 
-Both are loaded from the same files and given the same pixels and ids. A line a layer: OK, DIFF (beyond the
-tolerance), SHAPE (nothing to compare), MISSING (only one side has such a layer). The gradient is that of a
-fixed random projection of both embeddings, with respect to the layer's output. Layers stand in the order in
-which they are done, the inner before the outer; the first to go wrong is marked, in a gradient the last, for
-gradients come from behind: the rest is mostly its consequence. Exit status 1 unless all are OK.
+Both models are loaded from the same files and get the same pixels and ids. A layer has a line with a verdict:
+
+    OK         the output and its gradient are within the tolerance
+    DIFF       one of them is not
+    SHAPE      the shapes differ, so there is nothing to compare
+    MISSING    only one side has such a layer
+
+The gradient is that of a fixed random projection of both embeddings, with respect to the layer's output.
+Layers stand in the order in which they are finished, the inner ones before the outer one. The first wrong
+output is marked; if all outputs are right, the last wrong gradient, because gradients run backwards. What is
+wrong after it is mostly its consequence. Exit status 1 unless all layers are OK.
 """
 
 from __future__ import annotations

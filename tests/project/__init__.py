@@ -1,1 +1,1 @@
-"""What holds the project itself together: the order of imports, README, and the tools of tests/lab."""
+"""What holds the project itself together: imports, READMEs, packaging, scripts, and the tests' own tools."""

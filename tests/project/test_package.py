@@ -3,6 +3,7 @@
 import ast
 import configparser
 import re
+import subprocess
 import sys
 from importlib import metadata
 from pathlib import Path
@@ -25,6 +26,20 @@ def test_the_version_is_in_one_place_and_in_the_changelog_and_the_citation():
     assert SETUP["metadata"]["version"] == "attr: align_minimal.__version__"
     assert f"\n## {version}" in (ROOT / "CHANGELOG.md").read_text(encoding="utf-8")
     assert f"\nversion: {version}\n" in (ROOT / "CITATION.cff").read_text(encoding="utf-8")
+
+
+def test_version_is_said_without_waiting_for_pytorch():
+    code = """
+import sys
+from align_minimal.__main__ import main
+try:
+    main(["--version"])
+finally:
+    print("torch" in sys.modules)
+"""
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert done.stdout == f"align-minimal {align_minimal.__version__}\nFalse\n"
 
 
 def test_every_folder_with_modules_is_packaged():

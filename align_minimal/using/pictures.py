@@ -14,7 +14,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import TypeVar
 
-from PIL import Image
+from ..support.image_files import picture_suffixes
 
 Item, Result = TypeVar("Item"), TypeVar("Result")
 
@@ -32,10 +32,7 @@ def find_in_folder(folder: Path) -> list[Path]:
     if not folder.is_dir():
         error = NotADirectoryError if folder.exists() else FileNotFoundError
         raise error(f"{folder}: {'not a' if folder.exists() else 'no such'} folder")
-    suffixes = set(Image.registered_extensions()) - {
-        ".palm",
-        ".pdf",
-    }  # Pillow writes these, but cannot read them
+    suffixes = picture_suffixes()
     os.scandir(folder).close()  # raises the error of a folder that cannot be read
     inside, folders = [], [folder]
     while folders:  # no recursion: folders may be nested deeper than Python's stack

@@ -14,7 +14,7 @@ import traceback
 import warnings
 
 from .commands.flags import parse
-from .support.terminal import Messages, Output, fill_descriptors, message
+from .support.terminal import Messages, Output, busy, fill_descriptors, message
 
 
 def say(text: object) -> None:
@@ -42,7 +42,8 @@ def import_commands() -> dict:
         if before is signal.default_int_handler:
             signal.signal(signal.SIGINT, end)
     try:
-        from .commands.commands import RUN
+        with busy("loading PyTorch"):
+            from .commands.commands import RUN
     finally:
         with contextlib.suppress(ValueError):
             if before is signal.default_int_handler:

@@ -197,6 +197,7 @@ class AlignTextModel(PretrainedModel):
     config_class = AlignTextConfig
     __call__: Callable[..., TextOutput]  # forward's result, for type checkers
     prefix = "text_model."
+    input_embeddings = "embeddings.word"
 
     def __init__(self, config: AlignTextConfig, add_pooling_layer: bool = True):
         super().__init__(config)

@@ -6,6 +6,7 @@ names here, which are those of the layers in bert.py and efficientnet.py.
 
 from __future__ import annotations
 
+import inspect
 from pathlib import Path
 from typing import ClassVar
 
@@ -15,6 +16,8 @@ from torch import nn
 
 from .support.checks import check_kind
 from .support.hub import find_file, write_atomically
+from .support.module import Module
+from .support.settings import check_keywords
 from .support.weights_file import SkipInit, check_keys, read_tensors, separate
 
 # Ours → Hugging Face's. The rows replace parts of a name, one row after the other from top to bottom. A name
@@ -85,7 +88,7 @@ def load_weights(model: nn.Module, path: Path, prefix: str = "") -> None:
     model.load_state_dict(state, assign=True)
 
 
-class PretrainedModel(nn.Module):
+class PretrainedModel(Module):
     """An nn.Module with a configuration, that loads from and saves to a checkpoint folder.
 
     >>> from align_minimal import AlignModel
@@ -103,17 +106,22 @@ class PretrainedModel(nn.Module):
         self.config = config
 
     @classmethod
-    def from_pretrained(cls, dir_or_name: str | Path, **kwargs):
-        """Load from a folder or hub name: in eval mode, float32, on the CPU. `kwargs` go to the constructor.
+    def from_pretrained(cls, pretrained_model_name_or_path: str | Path, **overrides):
+        """Load from a folder or hub name: in eval mode, float32, on the CPU.
 
+        `overrides` are keywords of the configuration, which replace those in config.json, or of this class.
         A tower loads from its own checkpoint or out of a full ALIGN's. The weights stay mapped from the
         file until they are changed, so they are never in memory twice.
-        Raises FileNotFoundError (saying which files to put where) or ValueError (naming file and keys).
+        Raises FileNotFoundError (saying which files to put where), ValueError (naming file and keys), or
+        TypeError (for an override that is no keyword).
         """
-        config = cls.config_class.from_pretrained(dir_or_name)
-        path = find_file(dir_or_name, "model.safetensors", "pytorch_model.bin")
+        own = list(inspect.signature(cls).parameters)[1:]  # the constructor's, after `config`
+        check_keywords(cls.__name__, overrides, cls.config_class.keywords() + own)
+        options = {name: overrides.pop(name) for name in own if name in overrides}
+        config = cls.config_class.from_pretrained(pretrained_model_name_or_path, **overrides)
+        path = find_file(pretrained_model_name_or_path, "model.safetensors", "pytorch_model.bin")
         with torch.device("meta"), SkipInit():  # no memory and no time for weights about to be replaced
-            model = cls(config, **kwargs)
+            model = cls(config, **options)
         load_weights(model, path, cls.prefix)
         return model.eval()
 

@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -22,10 +23,9 @@ import numpy as np
 import torch
 from PIL import Image
 
-from .support.batching import on_threads, stack
-from .support.image_options import channel_values, check_call, check_numbers, height_and_width, read_options
+from .support import image_options, rgb
 from .support.outputs import Batch
-from .support.rgb import Picture, any_to_rgb, list_of_images, to_picture, warn_of_fractions
+from .support.rgb import Picture
 from .support.settings import Settings
 
 Size = int | Sequence[int] | dict[str, int]
@@ -40,7 +40,7 @@ def resize(x: Image.Image | np.ndarray, size: tuple[int, int], resample: int) ->
     >>> resize(np.zeros((9, 9, 3), np.uint8), (4, 6), Image.Resampling.BILINEAR).shape
     (4, 6, 3)
     """
-    picture, fractions = to_picture(x)
+    picture, fractions = (x, False) if isinstance(x, Image.Image) else rgb.to_picture(x)
     height, width = size
     x = np.asarray(picture.resize((width, height), resample))  # (height, width, 3) uint8
     return (x * (1 / 255)).astype(np.float32) if fractions else x
@@ -91,11 +91,11 @@ class EfficientNetImageProcessor(Settings):
     filenames: ClassVar[tuple[str, ...]] = ("preprocessor_config.json", "processor_config.json")
 
     def __post_init__(self):
-        self.size = height_and_width("size", self.size, default=346)
-        self.crop_size = height_and_width("crop_size", self.crop_size, default=289)
-        self.image_mean = channel_values("image_mean", self.image_mean)
-        self.image_std = channel_values("image_std", self.image_std)
-        check_numbers(self.resample, self.rescale_factor, self.image_std)
+        self.size = image_options.height_and_width("size", self.size, default=346)
+        self.crop_size = image_options.height_and_width("crop_size", self.crop_size, default=289)
+        self.image_mean = image_options.channel_values("image_mean", self.image_mean)
+        self.image_std = image_options.channel_values("image_std", self.image_std)
+        image_options.check_numbers(self.resample, self.rescale_factor, self.image_std)
         self.resample = int(self.resample)
 
     def scale(self, x: np.ndarray) -> np.ndarray:
@@ -119,26 +119,19 @@ class EfficientNetImageProcessor(Settings):
 
     def pixels(self, image: Picture, layout: str | None = None) -> np.ndarray:
         """One picture → (3, H, W) float32. `layout`: where an array's channels are; None to infer it."""
-        x = any_to_rgb(image, layout)
-        if self.do_rescale:
-            warn_of_fractions(x)
+        pillow = isinstance(image, Image.Image)
+        x = rgb.to_rgb(image) if pillow else rgb.array_to_rgb(image, layout, warn=self.do_rescale)
         size = self.size["height"], self.size["width"]
         x = resize(x, size, self.resample) if self.do_resize else np.asarray(x)  # (H, W, 3)
         if self.do_center_crop:
             x = center_crop(x, (self.crop_size["height"], self.crop_size["width"]))
-        x = np.ascontiguousarray(
-            x.transpose(2, 0, 1)
-        )  # (3, H, W): numpy is faster over H·W values than over 3
+        x = np.ascontiguousarray(x.transpose(2, 0, 1))  # (3, H, W): numpy is faster along H and W
         return self.scale(x).astype(np.float32, copy=False)
 
     def __call__(
-        self,
-        images: Picture | Sequence[Picture],
-        return_tensors: str | None = None,
-        data_format: str | None = "channels_first",
-        input_data_format: str | None = None,
-        **options,
-    ) -> Batch:
+        self, images: Picture | Sequence[Picture], return_tensors: str | None = None,
+        data_format: str | None = "channels_first", input_data_format: str | None = None, **options,
+    ) -> Batch:  # fmt: skip
         """One picture, a list or tuple of B, or a 4-D array → pixel_values (B, 3, H, W) float32.
 
         Pictures are Pillow's, or arrays and tensors (C, H, W), (H, W, C) or (H, W): whole numbers in 0–255,
@@ -146,16 +139,27 @@ class EfficientNetImageProcessor(Settings):
         for a list of arrays, which alone may differ in size. `data_format` "channels_last": (H, W, 3).
         Options of the constructor given here hold for this call; None leaves one as it is.
         """
-        check_call(f"{type(self).__name__}.__call__", options, self.keywords(), return_tensors, data_format)
-        options = {name: value for name, value in options.items() if value is not None}
-        steps = dataclasses.replace(self, **options) if options else self
+        if return_tensors not in (None, "np", "pt") or data_format not in (None, *image_options.LAYOUTS):
+            raise image_options.wrong_call(return_tensors, data_format)
+        steps = dataclasses.replace(self, **image_options.call_options(self, options)) if options else self
         order = (1, 2, 0) if data_format == "channels_last" else (0, 1, 2)
-        images = list_of_images(images)
-        run = on_threads(lambda image: steps.pixels(image, input_data_format).transpose(order), images)
-        if return_tensors is None:
-            return Batch(pixel_values=[np.ascontiguousarray(x) for x in run])
-        pixels = stack(run, len(images))  # (B, 3, H, W)
-        return Batch(pixel_values=torch.from_numpy(pixels) if return_tensors == "pt" else pixels)
+        images = [images] if isinstance(images, Image.Image) else rgb.list_of_images(images)
+        for image in images:
+            if isinstance(image, Image.Image):
+                image.load()  # here, since no two threads may read one file
+        threads = min(len(images), torch.get_num_threads())
+        with ThreadPoolExecutor(threads) as pool:  # Pillow and numpy work outside Python's lock
+            run = pool.map if threads > 1 else map
+            results = run(lambda image: steps.pixels(image, input_data_format).transpose(order), images)
+            if return_tensors is None:
+                return Batch(pixel_values=[np.ascontiguousarray(x) for x in results])
+            batch = None
+            for i, x in enumerate(results):  # each is copied once, then freed
+                batch = np.empty((len(images), *x.shape), np.float32) if batch is None else batch
+                if x.shape != batch.shape[1:]:
+                    raise image_options.unlike(i, x.shape, batch.shape[1:])
+                batch[i] = x  # (B, 3, H, W)
+        return Batch(pixel_values=torch.from_numpy(batch) if return_tensors == "pt" else batch)
 
     preprocess = __call__
 
@@ -171,4 +175,4 @@ class EfficientNetImageProcessor(Settings):
     @classmethod
     def read(cls, path: Path) -> dict[str, Any]:
         """The settings in preprocessor_config.json, or in transformers 5's processor_config.json."""
-        return read_options(path, cls.filenames[0])
+        return image_options.read_options(path, cls.filenames[0])

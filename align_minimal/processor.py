@@ -41,14 +41,10 @@ class AlignProcessor:
         return [*self.tokenizer.model_input_names, *self.image_processor.model_input_names]
 
     def __call__(
-        self,
-        text: str | Sequence[str] | None = None,
-        images: Picture | Sequence[Picture] | None = None,
-        padding: bool | str = "max_length",
-        max_length: int | None = 64,
-        return_tensors: str | None = None,
+        self, text: str | Sequence[str] | None = None, images: Picture | Sequence[Picture] | None = None,
+        padding: bool | str = "max_length", max_length: int | None = 64, return_tensors: str | None = None,
         **options,
-    ) -> Batch:
+    ) -> Batch:  # fmt: skip
         """B texts → input_ids, token_type_ids, attention_mask (B, T); N pictures → pixel_values (N, 3, H, W).
 
         `options` are the tokenizer's and the image processor's; each goes to the one that knows it. Texts of
@@ -84,8 +80,10 @@ class AlignProcessor:
         if truncation is not None:
             return self.tokenizer(text, truncation=truncation, **options)
         batch = self.tokenizer(text, truncation=True, return_num_truncated_tokens=True, **options)
-        limit = options["max_length"] or self.tokenizer.model_max_length
-        warn_of_cuts(batch.pop("num_truncated_tokens"), limit)
+        lost = np.atleast_1d(batch.pop("num_truncated_tokens"))  # (B,)
+        if lost.any():
+            limit = options["max_length"] or self.tokenizer.model_max_length
+            warn_of_cuts((lost > 0).sum(), len(lost), limit)
         return batch
 
     def decode(self, *args, **kwargs) -> str:

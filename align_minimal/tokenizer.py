@@ -13,13 +13,16 @@ raises an error; Hugging Face logs one and leaves the text too long.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
-from .support.batching import NO_LIMIT, as_columns, as_examples, collate, pad_batch, strategies, truncate
+import numpy as np
+import torch
+
+from .support import batching, vocab_files
 from .support.hub import find_file
 from .support.outputs import Batch
-from .support.vocab_files import OPTIONS, ROLES, load_vocabulary, read_options, write_files
+from .support.vocab_files import OPTIONS, ROLES
 from .wordpiece import clean, lower, split_words, wordpiece
 
 MAX_REMEMBERED = 100_000  # words
@@ -46,28 +49,21 @@ class BertTokenizer:
     model_input_names = ("input_ids", "token_type_ids", "attention_mask")
 
     def __init__(
-        self,
-        vocab_file: str | Path | Sequence[str],
-        do_lower_case: bool = True,
-        strip_accents: bool | None = None,
-        tokenize_chinese_chars: bool = True,
-        model_max_length: int | None = None,
-        unk_token: str = "[UNK]",
-        sep_token: str = "[SEP]",
-        pad_token: str = "[PAD]",
-        cls_token: str = "[CLS]",
-        mask_token: str = "[MASK]",
+        self, vocab_file: str | Path | Sequence[str], do_lower_case: bool = True,
+        strip_accents: bool | None = None, tokenize_chinese_chars: bool = True,
+        model_max_length: int | None = None, unk_token: str = "[UNK]", sep_token: str = "[SEP]",
+        pad_token: str = "[PAD]", cls_token: str = "[CLS]", mask_token: str = "[MASK]",
         clean_up_tokenization_spaces: bool = True,
-    ):
+    ):  # fmt: skip
         self.do_lower_case, self.strip_accents = do_lower_case, strip_accents
         self.tokenize_chinese_chars = tokenize_chinese_chars
-        self.model_max_length = NO_LIMIT if model_max_length is None else int(model_max_length)
+        self.model_max_length = batching.NO_LIMIT if model_max_length is None else int(model_max_length)
         self.clean_up_tokenization_spaces = clean_up_tokenization_spaces
         self.pad_token, self.unk_token, self.cls_token = pad_token, unk_token, cls_token
         self.sep_token, self.mask_token = sep_token, mask_token
         special = unk_token, sep_token, pad_token, cls_token, mask_token
         self.all_special_tokens = list(dict.fromkeys(special))
-        self.ids_to_tokens = dict(enumerate(load_vocabulary(vocab_file, self.all_special_tokens)))
+        self.ids_to_tokens = dict(enumerate(vocab_files.load_vocabulary(vocab_file, self.all_special_tokens)))
         self.vocab = {token: i for i, token in self.ids_to_tokens.items()}
         self.vocab_size = len(self.vocab)
         self.all_special_ids = [self.vocab[token] for token in self.all_special_tokens]
@@ -141,29 +137,20 @@ class BertTokenizer:
         added = special * (2 if b is None else 3)
         cut = max(len(a) + len(b or []) + added - limit, 0) if truncation else 0
         if cut:
-            a, b = truncate(a, b, limit - added, truncation, limit)
+            a, b = batching.truncate(a, b, limit - added, truncation, limit)
         if not special:
             return a + (b or []), len(a) + len(b or []), cut  # Hugging Face gives both texts type 0 here
         first = [self.cls_token_id, *a, self.sep_token_id]
         return first if b is None else [*first, *b, self.sep_token_id], len(first), cut
 
     def __call__(
-        self,
-        text: str | Sequence,
-        text_pair: str | Sequence | None = None,
-        add_special_tokens: bool = True,
-        padding: bool | str = False,
-        truncation: bool | str | None = None,
-        max_length: int | None = None,
-        return_tensors: str | None = None,
-        is_split_into_words: bool = False,
-        pad_to_multiple_of: int | None = None,
-        return_token_type_ids: bool | None = None,
-        return_attention_mask: bool | None = None,
-        return_special_tokens_mask: bool = False,
-        return_length: bool = False,
-        return_num_truncated_tokens: bool = False,
-    ) -> Batch:
+        self, text: str | Sequence, text_pair: str | Sequence | None = None, add_special_tokens: bool = True,
+        padding: bool | str = False, truncation: bool | str | None = None, max_length: int | None = None,
+        return_tensors: str | None = None, is_split_into_words: bool = False,
+        pad_to_multiple_of: int | None = None, return_token_type_ids: bool | None = None,
+        return_attention_mask: bool | None = None, return_special_tokens_mask: bool = False,
+        return_length: bool = False, return_num_truncated_tokens: bool = False,
+    ) -> Batch:  # fmt: skip
         """Encode a text, or a list of B texts: [CLS] text [SEP], and text_pair [SEP] after it.
 
         padding: False; True or "longest" (to the longest of the batch); "max_length". truncation: True or
@@ -174,36 +161,65 @@ class BertTokenizer:
         attention_mask (0 on padding); on request special_tokens_mask, and (B,) length and
         num_truncated_tokens, how many ids each text lost. ValueError or TypeError naming the argument.
         """
-        single, examples = as_examples(text, text_pair, is_split_into_words)
-        limits = max_length, self.model_max_length, pad_to_multiple_of
-        padding, truncation, limit = strategies(padding, truncation, *limits)
-        how = is_split_into_words, add_special_tokens, truncation, limit
-        rows, firsts, cut = [], [], []
+        single, examples = batching.as_examples(text, text_pair, is_split_into_words)
+        limit = self.model_max_length if max_length is None else max_length
+        padding, truncation = batching.strategies(padding, truncation, max_length, limit, pad_to_multiple_of)
+        rows, firsts, cut = [], [], []  # ids, how many have token type 0, how many were cut
         for texts in examples:
-            row, first, lost = self._row(texts, *how)
+            row, first, lost = self._row(texts, is_split_into_words, add_special_tokens, truncation, limit)
             rows.append(row)
             firsts.append(first)
             cut.append(lost)
-        wanted = return_token_type_ids is not False, return_special_tokens_mask
-        columns = as_columns(rows, firsts, add_special_tokens, *wanted)
-        options = pad_to_multiple_of, return_attention_mask, return_tensors
-        batch = pad_batch(columns, self.pad_token_id, padding, limit, *options)
-        counts = {"num_truncated_tokens": cut} if return_num_truncated_tokens else {}
-        if return_length:  # as in Hugging Face: of one text with its padding, of a batch without
-            counts["length"] = list(map(len, batch["input_ids"] if single else rows))
-        batch.update(collate(counts, return_tensors))
+        # Generators: thousands of lists more at a time would keep Python's garbage collector busy.
+        columns: dict[str, Iterable] = {"input_ids": rows}
+        if return_token_type_ids is not False:
+            pairs = zip(rows, firsts, strict=True)
+            columns["token_type_ids"] = ([0] * n + [1] * (len(row) - n) for row, n in pairs)
+        if return_special_tokens_mask:
+            columns["special_tokens_mask"] = batching.special_tokens(rows, firsts, add_special_tokens)
+        if return_attention_mask is not False:
+            columns["attention_mask"] = ([1] * len(row) for row in rows)
+        width = batching.padded_width(rows, padding, limit, pad_to_multiple_of)
+        if return_length:
+            columns["length"] = batching.lengths(rows, width if single else 0)
+        if return_num_truncated_tokens:
+            columns["num_truncated_tokens"] = cut
+        batch = self._padded(columns, width, return_tensors)
         return batch if return_tensors or not single else Batch({k: rows[0] for k, rows in batch.items()})
 
-    def pad(self, encoded_inputs, padding=True, max_length: int | None = None, **options) -> Batch:
-        """Pad a batch of encoded texts, or a list of single ones (so it can be a DataLoader's collate_fn).
+    def _padded(self, columns: Mapping[str, Iterable], width: int, kind: str | None) -> Batch:
+        """Columns of rows → a batch; rows with an entry for each token are padded on the right to `width`."""
+        fill = batching.FILL | {"input_ids": self.pad_token_id}
+        if kind is None:
+            return batching.as_lists(columns, width, fill)
+        widths = {max(len(row), width) for row in columns["input_ids"]}
+        if kind not in ("pt", "np") or len(widths) > 1:
+            raise batching.no_tensors(kind)
+        shape, batch = (len(columns["input_ids"]), *widths), Batch()  # (B, T)
+        for name, rows in columns.items():
+            array = np.full(shape, fill.get(name, 0), dtype=np.int64)
+            for i, row in enumerate(rows if name in fill else ()):
+                array[i, : len(row)] = row
+            array = array if name in fill else np.array(rows, dtype=np.int64)
+            batch[name] = array if kind == "np" else torch.from_numpy(array)
+        return batch
 
-        `options`: pad_to_multiple_of, return_attention_mask and return_tensors, as in a call.
+    def pad(
+        self, encoded_inputs: Mapping[str, Sequence] | Sequence[Mapping[str, Sequence]],
+        padding: bool | str | None = True, max_length: int | None = None,
+        pad_to_multiple_of: int | None = None, return_attention_mask: bool | None = None,
+        return_tensors: str | None = None,
+    ) -> Batch:  # fmt: skip
+        """Pad a batch of encoded texts, or a list of single ones (so it can be a DataLoader's collate_fn).
 
         >>> BertTokenizer(SPECIAL_TOKENS).pad([{"input_ids": [2, 3]}, {"input_ids": [2, 4, 3]}])
         {'input_ids': [[2, 3, 0], [2, 4, 3]], 'attention_mask': [[1, 1, 0], [1, 1, 1]]}
         """
-        padding, _, limit = strategies(padding, False, max_length, self.model_max_length)
-        return pad_batch(encoded_inputs, self.pad_token_id, padding, limit, **options)
+        columns = batching.as_columns(encoded_inputs, return_attention_mask is not False)
+        limit = self.model_max_length if max_length is None else max_length
+        padding, _ = batching.strategies(padding, False, max_length, limit)
+        width = batching.padded_width(columns["input_ids"], padding, limit, pad_to_multiple_of)
+        return self._padded(columns, width, return_tensors)
 
     def encode(self, text: str, text_pair: str | None = None, **options) -> list[int]:
         """The input_ids of a call with these arguments."""
@@ -247,12 +263,12 @@ class BertTokenizer:
     def from_pretrained(cls, name: str | Path, **overrides) -> BertTokenizer:
         """Read vocab.txt or tokenizer.json, and tokenizer_config.json if there, of a folder or hub name."""
         vocab_file = find_file(name, "vocab.txt", "tokenizer.json")
-        return cls(vocab_file, **read_options(name) | overrides)
+        return cls(vocab_file, **vocab_files.read_options(name) | overrides)
 
     def save_pretrained(self, folder: str | Path) -> None:
         """Write vocab.txt, tokenizer_config.json and special_tokens_map.json, each atomically."""
-        options, special = ({name: getattr(self, name) for name in names} for names in (OPTIONS, ROLES))
-        write_files(folder, self.vocab, options, special)
+        options, special = ({k: getattr(self, k) for k in names} for names in (OPTIONS, ROLES))
+        vocab_files.write_files(folder, self.vocab, options, special)
 
     @classmethod
     def train(

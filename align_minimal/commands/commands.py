@@ -19,7 +19,7 @@ from tqdm import tqdm
 from ..model import AlignModel
 from ..processor import AlignProcessor
 from ..support.image_files import load_image
-from ..support.terminal import one_line
+from ..support.terminal import busy, columns, fit, glyph, one_line, paint, width
 from ..training.dataset import Pairs
 from ..using.pictures import check_file, find_pictures
 from ..using.retrieval import embed_images, evaluate, print_recall, readable
@@ -47,13 +47,19 @@ def check_device(name: str, parser: argparse.ArgumentParser) -> None:
 
 
 def load(args: argparse.Namespace) -> tuple[AlignModel, AlignProcessor]:
-    model = AlignModel.from_pretrained(args.model).to(args.device)
+    with busy(f"loading {args.model}"):
+        model = AlignModel.from_pretrained(args.model).to(args.device)
     return model, AlignProcessor.from_pretrained(args.model)
 
 
 def load_for_inference(args: argparse.Namespace) -> tuple[AlignModel, AlignProcessor]:
     model, processor = load(args)
     return model.for_inference(), processor
+
+
+def about_call(args: argparse.Namespace) -> list[str]:
+    """What a page says of its model."""
+    return list(filter(None, [f"model: {args.model}", about_model(args.model)]))
 
 
 def print_json(args: argparse.Namespace, **content) -> None:
@@ -80,7 +86,9 @@ def run_classify(args: argparse.Namespace, parser: argparse.ArgumentParser) -> N
     classifier = ZeroShotClassifier(*load_for_inference(args), labels, templates)
     results = classify(classifier, found, args.top)
     if args.html:
-        page.write_page(Path(args.html), "align-minimal classify", page.classification(results))
+        about = [*about_call(args), f"labels: {', '.join(labels)}"]
+        about += [f"templates: {', '.join(templates)}"] if templates != ["{}"] else []
+        page.write_page(Path(args.html), "align-minimal classify", page.classification(results), about)
     if args.json:
         print_json(args, results=results)
     elif args.csv:
@@ -111,23 +119,31 @@ def classify(
 
 
 def print_table(results: list[dict]) -> None:
-    """Print a block for each picture: labels, probabilities, and a bar for each probability."""
+    """Print a block for each picture: labels, probabilities, and a bar for each probability.
+
+    On a terminal of 40 columns, a long label is cut so that 6 columns are left for the bar.
+    """
+    longest = max((width(one_line(e["label"])) for result in results for e in result["labels"]), default=0)
+    full = min(30, max(6, columns() - 12 - longest))  # columns of a bar for 100 %
     for result in results:
-        print(one_line(result["image"]))
-        width = max(len(one_line(entry["label"])) for entry in result["labels"])
-        for entry in result["labels"]:
-            bar = "█" * round(30 * entry["probability"])
-            print(f"  {one_line(entry['label']):<{width}}  {entry['probability']:6.1%}  {bar}".rstrip())
+        print(heading(result["image"]))
+        for i, entry in enumerate(result["labels"]):
+            label = fit(one_line(entry["label"]), min(longest, columns() - 12 - full))
+            bar = paint(glyph("█") * round(full * entry["probability"]), "green")
+            line = f"  {paint(label, *(['bold'] if i == 0 else []))}  {entry['probability']:6.1%}  {bar}"
+            print(line.rstrip())
 
 
 def print_csv(results: list[dict]) -> None:
     """Print image,label,probability,logit for each picture and label. Texts stand in quotation marks."""
+    show = one_line if sys.stdout.isatty() else str  # a file gets the names and labels as they are
     # Otherwise csv writes a carriage return without quotation marks, and its own reader ends the line there.
     writer = csv.writer(sys.stdout, lineterminator="\n", quoting=csv.QUOTE_NONNUMERIC)
     writer.writerow(["image", "label", "probability", "logit"])
     for result in results:
         for entry in result["labels"]:
-            writer.writerow([result["image"], entry["label"], entry["probability"], entry["logit"]])
+            names = show(result["image"]), show(entry["label"])
+            writer.writerow([*names, entry["probability"], entry["logit"]])
 
 
 # ---- search ------------------------------------------------------------------------------------------------
@@ -151,22 +167,30 @@ def run_search(args: argparse.Namespace, parser: argparse.ArgumentParser) -> Non
     titled = [(title(query, args.image, args.minus), hits) for query, hits in answers]
     if args.html:
         sections = page.search_results(titled, Path(args.image) if args.image else None)
-        page.write_page(Path(args.html), f"align-minimal search {args.folder}", sections)
+        title_of_page = f"align-minimal search {args.folder}"
+        page.write_page(Path(args.html), title_of_page, sections, about_call(args))
     if args.json:
         hits = [(query, score, path) for query, found in answers for score, path in found]
         print_json(args, results=[{"query": q, "image": str(path), "score": s} for q, s, path in hits])
         return
     for asked, found in titled:
-        print(one_line(asked))
+        print(heading(asked))
         for score, path in found:
-            print(f"  {score:6.3f}  {one_line(path)}")
+            name = one_line(path)
+            print(f"  {score:6.3f}  {fit(name, min(width(name), columns() - 10), end=True)}")
 
 
 def title(query: str | None, image: str | None, minus: str | None) -> str:
     """The query as a person reads it: 'like cat.jpg + snow − sofa'."""
     return " + ".join(([f"like {image}"] if image else []) + ([query] if query else [])) + (
-        f" − {minus}" if minus else ""
+        f" {glyph('−')} {minus}" if minus else ""
     )
+
+
+def heading(text: object) -> str:
+    """A line above a block of results."""
+    line = one_line(text)
+    return paint(fit(line, min(width(line), columns()), end=True), "bold")
 
 
 # ---- evaluate, demo, train, trace --------------------------------------------------------------------------
@@ -184,7 +208,8 @@ def run_evaluate(args: argparse.Namespace, parser: argparse.ArgumentParser) -> N
         result, print_result = zero_shot_accuracy(classifier, pictures), print_accuracy
     else:
         pairs = Pairs(args.data)
-        result, print_result = evaluate(*load_for_inference(args), pairs), print_recall
+        # A list has a length, which the progress bar shows. How many pairs tar files hold is not known.
+        result, print_result = evaluate(*load_for_inference(args), pairs.pairs or pairs), print_recall
     if args.json:
         print_json(args, **result)
     else:
@@ -212,7 +237,8 @@ def run_trace(args: argparse.Namespace, parser: argparse.ArgumentParser) -> None
         parser.error(f"text {args.text!r} is empty")
     check_device(args.device, parser)
     check_file(Path(args.image))
-    trace_pair(*load(args), Path(args.image), args.text, args.depth)
+    # Unless told otherwise, two levels, and one line for all blocks of a stage.
+    trace_pair(*load(args), Path(args.image), args.text, args.depth or 2, fold=args.depth is None)
 
 
 RUN: dict[str, Callable] = {

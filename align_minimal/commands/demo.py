@@ -10,8 +10,10 @@ anywhere else, and uploaded pictures are deleted when the server ends.
 from __future__ import annotations
 
 import concurrent.futures
+import contextlib
 import functools
 import html
+import io
 import os
 import signal
 import socket
@@ -36,6 +38,12 @@ SECONDS, AT_ONCE, WAITING = 30, 4, 64
 # The project's green, #2f9e77, and its lighter and darker shades.
 GREEN = ("#edf8f4", "#d3efe4", "#a8dfca", "#78cbac", "#4db48f", "#2f9e77")
 GREEN += ("#278362", "#20694f", "#19513d", "#123b2d", "#0b261d")
+
+
+CSS = """
+h2, dt { overflow-wrap: anywhere; min-width: 0 } /* a long label leaves room for its number */
+.dark img { filter: brightness(.75) } /* a white background does not glare */
+"""
 
 
 def split_labels(text: str) -> list[str]:
@@ -224,11 +232,12 @@ def serve(model: AlignModel, processor: AlignProcessor, host: str, port: int, no
                 theme=gradio.themes.Default(
                     primary_hue=gradio.themes.Color(*GREEN), font="sans-serif", font_mono="monospace"
                 ),
-                css="h2, dt { overflow-wrap: anywhere; min-width: 0 }",  # long labels leave room for numbers
+                css=CSS,
                 footer_links=[],
             )
             print(f"{url} (Ctrl-C ends it)", file=sys.stderr, flush=True)
-            page.block_thread()  # until Ctrl-C; then gradio closes the server and its threads
+            with contextlib.redirect_stdout(io.StringIO()):  # gradio says goodbye
+                page.block_thread()  # until Ctrl-C; then gradio closes the server and its threads
         finally:
             signal.signal(signal.SIGTERM, before)
     return 128 + ended[0] if ended else 0

@@ -65,6 +65,7 @@ def add_classify(commands) -> None:
         "classify",
         help="which of these labels fits each picture?",
         description="Zero-shot classification: the probability of each label for each picture.",
+        epilog=DRAWINGS,
     )
     parser.add_argument("images", nargs="+", metavar="IMAGE_OR_FOLDER", help="pictures, or folders of them")
     labels = parser.add_mutually_exclusive_group(required=True)
@@ -96,6 +97,7 @@ def add_search(commands) -> None:
         help="find pictures in a folder by words, by a picture, or by both",
         description="Find the pictures most similar to a text, to a picture, or to a picture plus or minus a "
         "text. The pictures of the folder are embedded once; later calls embed only what has changed.",
+        epilog=DRAWINGS,
     )
     parser.add_argument("folder", metavar="FOLDER", help="its pictures, and those of all folders in it")
     parser.add_argument(
@@ -138,6 +140,7 @@ def add_demo(commands) -> None:
         "demo",
         help="zero-shot classification in the browser",
         description="Serve a page: drop a picture, type labels, see a bar for each. Needs gradio.",
+        epilog=DRAWINGS,
     )
     host = "who may use it: 127.0.0.1 is this machine only (default), 0.0.0.0 everybody in the network"
     parser.add_argument("--host", default="127.0.0.1", help=host)
@@ -153,7 +156,8 @@ def add_trace(commands) -> None:
     )
     parser.add_argument("image", metavar="IMAGE")
     parser.add_argument("text", type=unicode, metavar="TEXT")
-    parser.add_argument("--depth", type=count, metavar="N", help="only the outer N levels (default: all)")
+    depth = "show N levels of layers, each layer by itself (default: 2, the blocks of a stage together)"
+    parser.add_argument("--depth", type=count, metavar="N", help=depth)
     add_model_arguments(parser)
 
 

@@ -35,8 +35,12 @@ h1 {{ font-size: 1.3rem; }} h2 {{ font-size: 1.1rem; margin: 2rem 0 .75rem; }}
 h1, h2, a, span {{ overflow-wrap: anywhere; white-space: pre-wrap; }}
 .grid {{ display: grid; grid-template-columns: repeat(auto-fill, minmax(min(12rem, 42vw), 1fr)); gap: 1rem; }}
 figure {{ margin: 0; padding: .75rem; border: 1px solid var(--line); border-radius: .5rem; min-width: 0; }}
-img, .missing {{ display: block; width: 100%; height: 10rem; object-fit: contain; }}
-.missing {{ background: var(--line); border-radius: .25rem; }}
+section {{ margin-top: 1.5rem; }}
+p {{ margin: .25rem 0; overflow-wrap: anywhere; white-space: pre-wrap; }}
+img, .missing {{ display: block; width: 100%; height: 10rem; object-fit: contain; border-radius: .25rem; }}
+img {{ background: #8882; }}
+@media (prefers-color-scheme: dark) {{ img {{ filter: brightness(.75); }} }}
+.missing {{ background: var(--line); }}
 a {{ display: block; margin: .6rem 0; color: inherit; font-size: .9em; text-decoration: none; }}
 a:hover, a:focus-visible {{ text-decoration: underline; }}
 small {{ display: block; opacity: .65; }}
@@ -130,9 +134,10 @@ def is_stream(path: Path) -> bool:
     return path.exists() and not path.is_file() and not path.is_dir()
 
 
-def write_page(path: Path, title: str, sections: Iterable[str]) -> None:
+def write_page(path: Path, title: str, sections: Iterable[str], about: Iterable[str] = ()) -> None:
     """Write the page, whole or not at all. It replaces nothing but an older page; a symbolic link stays, and
-    the file that it leads to is written. OSError if the page cannot be written.
+    the file that it leads to is written. The lines of `about` stand under the title, and say how the results
+    came about. OSError if the page cannot be written.
 
     >>> import tempfile
     >>> with tempfile.TemporaryDirectory() as folder:
@@ -140,7 +145,8 @@ def write_page(path: Path, title: str, sections: Iterable[str]) -> None:
     ...     Path(folder, "page.html").read_text(encoding="utf-8").count("<h2>a dog</h2>")
     2
     """
-    content = HEAD.format(title=text(title)) + "".join(sections) + "</body>\n</html>\n"
+    lines = "".join(f"<p>{text(line)}</p>\n" for line in about)
+    content = HEAD.format(title=text(title)) + lines + "".join(sections) + "</body>\n</html>\n"
     check_page(path)
     if is_stream(path):
         path.write_text(content, encoding="utf-8")

@@ -12,6 +12,7 @@ import math
 import os
 import re
 import tempfile
+import warnings
 from collections.abc import Callable
 from pathlib import Path
 
@@ -42,7 +43,10 @@ def find_file(name: str | Path, *filenames: str) -> Path:
     >>> find_file("emoji", "config.json").parts[-3:]
     ('weights', 'emoji', 'config.json')
     """
-    for folder in (Path(name), weights_folder() / name):
+    shipped = weights_folder() / name
+    if Path(name).is_dir() and shipped.is_dir() and not shipped.samefile(name):
+        warnings.warn(f"{name}: the folder here, not the model of that name that ships", stacklevel=2)
+    for folder in (Path(name), shipped):
         if folder.is_dir():
             for filename in filenames:
                 if (folder / filename).is_file():

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +12,8 @@ from PIL import Image
 
 from .hub import read_json
 from .settings import check_keywords
+
+LAYOUTS = ("channels_first", "channels_last")  # (3, H, W) and (H, W, 3)
 
 
 def height_and_width(name: str, value: Any, default: int) -> dict[str, int]:
@@ -65,20 +67,27 @@ def check_numbers(resample: Any, rescale_factor: Any, image_std: Sequence[float]
         raise ValueError(f"rescale_factor must be a finite number, not {rescale_factor!r}")
 
 
-def check_call(
-    owner: str, options: Iterable[str], known: list[str], return_tensors: str | None, data_format: str | None
-) -> None:
-    """TypeError naming an option that is not known, ValueError naming an argument that is out of range.
+def call_options(processor: Any, options: dict[str, Any]) -> dict[str, Any]:
+    """The options of a call that are not None; TypeError naming the nearest for one that is not known.
 
-    >>> check_call("call", [], [], "tf", None)
-    Traceback (most recent call last):
-    ValueError: return_tensors 'tf' must be 'pt', 'np' or None
+    >>> from align_minimal import EfficientNetImageProcessor
+    >>> call_options(EfficientNetImageProcessor(), {"size": 64, "resample": None})
+    {'size': 64}
     """
-    check_keywords(owner, options, [*known, "return_tensors", "data_format", "input_data_format"])
+    call = ["return_tensors", "data_format", "input_data_format"]
+    check_keywords(f"{type(processor).__name__}.__call__", options, processor.keywords() + call)
+    return {name: value for name, value in options.items() if value is not None}
+
+
+def wrong_call(return_tensors: str | None, data_format: str | None) -> ValueError:
+    """Which argument of a call is none of the known ones.
+
+    >>> wrong_call("tf", None)
+    ValueError("return_tensors 'tf' must be 'pt', 'np' or None")
+    """
     if return_tensors not in (None, "np", "pt"):
-        raise ValueError(f"return_tensors {return_tensors!r} must be 'pt', 'np' or None")
-    if data_format not in (None, "channels_first", "channels_last"):
-        raise ValueError(f"data_format {data_format!r} must be channels_first or channels_last")
+        return ValueError(f"return_tensors {return_tensors!r} must be 'pt', 'np' or None")
+    return ValueError(f"data_format {data_format!r} must be {' or '.join(LAYOUTS)}")
 
 
 def read_options(path: Path, usual: str) -> dict[str, Any]:
@@ -93,3 +102,15 @@ def read_options(path: Path, usual: str) -> dict[str, Any]:
     if not isinstance(content.get("image_processor"), dict):
         raise ValueError(f"{path}: no image_processor in it, and no {usual} beside it")
     return content["image_processor"]
+
+
+def unlike(i: int, shape: tuple[int, ...], first: tuple[int, ...]) -> ValueError:
+    """Picture `i` comes out in another shape than the first of its batch.
+
+    >>> str(unlike(1, (3, 9, 9), (3, 8, 8)))[:61]
+    'image 1 comes out as (3, 9, 9), image 0 as (3, 8, 8): one ten'
+    """
+    return ValueError(
+        f"image {i} comes out as {shape}, image 0 as {first}: one tensor needs one size "
+        "(resize or crop them, or pass return_tensors=None)"
+    )

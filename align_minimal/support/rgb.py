@@ -22,20 +22,22 @@ def to_rgb(image: Image.Image) -> Image.Image:
     >>> to_rgb(Image.new("LA", (1, 1), (0, 128))).getpixel((0, 0))
     (127, 127, 127)
     """
-    if image.mode == "RGB" and "transparency" not in image.info:
-        return image
+    if 0 in image.size:
+        raise ValueError(f"an image of {image.width} × {image.height} pixels has no pixels")
     if image.mode.startswith(("I", "F")):
-        grey = np.asarray(image)
-        shown = grey_to_bytes(grey)
-        if isinstance(image.info.get("transparency"), int):  # a PNG's one transparent shade
-            shown = np.where(grey == image.info["transparency"], 255, shown).astype(np.uint8)
-        return Image.fromarray(shown).convert("RGB")
-    if image.mode == "La":
-        image = image.convert("LA")
-    if image.mode in ("LA", "PA", "RGBA", "RGBa") or "transparency" in image.info:
-        image = image.convert("RGBA")
+        return _deep_to_rgb(image)
+    if image.mode in ("LA", "La", "PA", "RGBA", "RGBa") or "transparency" in image.info:
+        image = (image.convert("LA") if image.mode == "La" else image).convert("RGBA")
         image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
-    return image.convert("RGB")
+    return image if image.mode == "RGB" else image.convert("RGB")
+
+
+def _deep_to_rgb(image: Image.Image) -> Image.Image:
+    grey = np.asarray(image)
+    shown = grey_to_bytes(grey)
+    if isinstance(image.info.get("transparency"), int):  # a PNG's one transparent shade
+        shown = np.where(grey == image.info["transparency"], 255, shown).astype(np.uint8)
+    return Image.fromarray(shown).convert("RGB")
 
 
 def grey_to_bytes(grey: np.ndarray) -> np.ndarray:
@@ -107,31 +109,30 @@ def _channels_first(shape: tuple[int, ...], layout: str | None) -> bool:
     raise ValueError(f"an image must be (H, W), (C, H, W) or (H, W, C) with C from 1 to 4, not {shape}")
 
 
-def any_to_rgb(image: Any, layout: str | None = None) -> Image.Image | np.ndarray:
-    """A Pillow picture as RGB; an array or tensor as an array (H, W, 3), with the numbers that it has.
+def array_to_rgb(image: Any, layout: str | None = None, warn: bool = False) -> np.ndarray:
+    """An array or tensor as an array (H, W, 3), with the numbers that it has. TypeError for anything else.
 
-    Raises TypeError for anything else, ValueError for a picture without pixels or channels.
+    `warn`: these pixels will be rescaled, so a UserWarning if they lie in [0, 1] already.
 
-    >>> any_to_rgb(torch.zeros(1, 5, 7)).shape
+    >>> array_to_rgb(torch.zeros(1, 5, 7)).shape
     (5, 7, 3)
     """
-    if isinstance(image, Image.Image):
-        if 0 in image.size:
-            raise ValueError(f"an image of {image.width} × {image.height} pixels has no pixels")
-        return to_rgb(image)
     if isinstance(image, torch.Tensor):
         image = image.detach().cpu()
         image = (image.float() if image.dtype == torch.bfloat16 else image).numpy()  # numpy has no bfloat16
-    if isinstance(image, np.ndarray):
-        return to_rgb_array(image, layout)
-    hint = "; open files with load_image" if isinstance(image, (str, os.PathLike)) else ""
-    raise TypeError(
-        f"an image must be a Pillow image, an array or a tensor, not {type(image).__name__}{hint}"
-    )
+    if not isinstance(image, np.ndarray):
+        hint = "; open files with load_image" if isinstance(image, (str, os.PathLike)) else ""
+        raise TypeError(
+            f"an image must be a Pillow image, an array or a tensor, not {type(image).__name__}{hint}"
+        )
+    x = to_rgb_array(image, layout)
+    if warn and x.dtype.kind == "f" and x.min() >= 0 and 0 < x.max() <= 1:
+        warnings.warn("pixels in [0, 1] are rescaled again; pass do_rescale=False", stacklevel=3)
+    return x
 
 
-def to_picture(x: Image.Image | np.ndarray) -> tuple[Image.Image, bool]:
-    """(an RGB picture of 8 bits a channel, did it hold fractions) from one of Pillow's or from (H, W, 3).
+def to_picture(x: np.ndarray) -> tuple[Image.Image, bool]:
+    """(an RGB picture of 8 bits a channel, did it hold fractions) from (H, W, 3).
 
     Whole numbers in 0–255 stay; fractions in [0, 1] are cut down to 8 bits. ValueError for others.
 
@@ -139,8 +140,6 @@ def to_picture(x: Image.Image | np.ndarray) -> tuple[Image.Image, bool]:
     >>> picture.size, picture.getpixel((0, 0)), fractions
     ((7, 5), (63, 63, 63), True)
     """
-    if isinstance(x, Image.Image):
-        return x, False
     fractions = False
     if x.dtype != np.uint8:
         low, high = x.min(), x.max()
@@ -154,27 +153,14 @@ def to_picture(x: Image.Image | np.ndarray) -> tuple[Image.Image, bool]:
     return Image.fromarray(np.ascontiguousarray(x)), fractions
 
 
-def warn_of_fractions(x: Image.Image | np.ndarray) -> None:
-    """Warn that pixels in [0, 1] are about to be rescaled, as if they were in 0–255.
-
-    >>> warn_of_fractions(np.full((5, 7, 3), 255.0))  # no warning
-    """
-    if isinstance(x, np.ndarray) and x.dtype.kind == "f" and x.min() >= 0 and 0 < x.max() <= 1:
-        warnings.warn("pixels in [0, 1] are rescaled again; pass do_rescale=False", stacklevel=3)
-
-
 def list_of_images(images: Picture | Sequence[Picture]) -> list[Picture]:
-    """One picture, a list or tuple of them or a 4-D array, as a list. Files that Pillow has open are read.
+    """One picture, a list or tuple of them or a 4-D array, as a list.
 
     >>> len(list_of_images(np.zeros((3, 5, 7)))), len(list_of_images(np.zeros((2, 3, 5, 7))))
     (1, 2)
     """
-    if isinstance(images, (np.ndarray, torch.Tensor)) and images.ndim == 4:
-        images = list(images)
-    images = list(images) if isinstance(images, (list, tuple)) else [images]
+    several = isinstance(images, (list, tuple)) or getattr(images, "ndim", 0) == 4
+    images = list(images) if several else [images]
     if not images:
         raise ValueError("images: none given")
-    for image in images:
-        if isinstance(image, Image.Image):
-            image.load()  # here, since no two threads may read one file
     return images

@@ -1,4 +1,5 @@
-"""What a person sees in a terminal: names without control characters, and streams that may be closed."""
+"""What a person sees in a terminal: names without control characters, streams that may be closed, and tables
+that fit its width."""
 
 from __future__ import annotations
 
@@ -6,6 +7,9 @@ import contextlib
 import io
 import os
 import re
+import shutil
+import sys
+import unicodedata
 from collections.abc import Iterator
 
 # Control characters, line and paragraph separators, and the marks that turn the direction of writing.
@@ -133,3 +137,84 @@ def fill_descriptors() -> None:
             os.fstat(number)
         except OSError:
             os.open(os.devnull, os.O_RDWR)  # gets the lowest free number, which is this one
+
+
+# ---- tables that fit ---------------------------------------------------------------------------------------
+
+PLAIN = {"█": "#", "…": "~", "×": "x", "−": "-", "–": "-"}  # for a terminal that knows ASCII only
+STYLES = {"bold": 1, "faint": 2, "green": 32}
+
+
+def columns() -> int:
+    """The width of the terminal; where standard output is none, a width that everything fits.
+
+    >>> columns() > 0
+    True
+    """
+    return shutil.get_terminal_size().columns if sys.stdout.isatty() else 10_000
+
+
+def glyph(character: str) -> str:
+    """The character, or its ASCII twin where standard output cannot show it.
+
+    >>> glyph("█") in "█#"
+    True
+    """
+    try:
+        character.encode(sys.stdout.encoding or "utf-8")
+    except UnicodeEncodeError:
+        return PLAIN[character]
+    return character
+
+
+def paint(text: str, *styles: str) -> str:
+    """The text in these styles where standard output is a terminal that has them, and NO_COLOR is not set.
+
+    >>> paint("dog", "bold")
+    'dog'
+    """
+    plain = os.environ.get("NO_COLOR") or os.environ.get("TERM", "dumb") == "dumb"
+    if plain or not text or not sys.stdout.isatty():
+        return text
+    return "".join(f"\x1b[{STYLES[style]}m" for style in styles) + text + "\x1b[0m"
+
+
+def width(text: str) -> int:
+    """How many columns a text takes: wide characters take two, combining ones none.
+
+    >>> width("dog"), width("犬"), width("e\u0301")
+    (3, 2, 1)
+    """
+    kinds = ((unicodedata.east_asian_width(c), unicodedata.category(c)) for c in text)
+    return sum(0 if category in ("Mn", "Me", "Cf") else 2 if wide in "WF" else 1 for wide, category in kinds)
+
+
+def fit(text: str, room: int, end: bool = False) -> str:
+    """The text in exactly `room` columns: filled with spaces, or cut. `end` keeps its end, as for file names.
+
+    >>> fit("dog", 5), fit("a long label", 6), fit("photos/dog.png", 8, end=True)
+    ('dog  ', 'a lon…', '…dog.png')
+    """
+    if width(text) > room:
+        kept = text
+        while kept and width(kept) > room - 1:
+            kept = kept[1:] if end else kept[:-1]
+        text = glyph("…") + kept if end else kept + glyph("…")
+    return text + " " * (room - width(text))
+
+
+@contextlib.contextmanager
+def busy(what: str) -> Iterator[None]:
+    """Say on a terminal what takes a while; the line goes when it is done.
+
+    >>> with busy("loading"):
+    ...     pass
+    """
+    shown = sys.stderr.isatty()
+    if shown:
+        print(f"\r{message(what)} ...", end="", file=sys.stderr, flush=True)
+    try:
+        yield
+    finally:
+        if shown:
+            print("\r\x1b[K", end="", file=sys.stderr, flush=True)

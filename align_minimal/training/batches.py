@@ -140,13 +140,13 @@ def batches_in(pairs: Pairs, size: int, seed: int, epochs: int) -> int:
     >>> batches_in(pairs, 2, seed=0, epochs=4)
     6
     """
-    found, carried = 0, 0
+    found = 0
     for _, position in batches(pairs, size, seed):
-        carried = len(position.carry)
         if position.epoch:
             break
         found += 1
-    return epochs * found + (epochs * carried // size if carried < size else 0)
+    carried = len(position.carry) if position.block == 0 else 0  # into the second epoch
+    return epochs * found + epochs * carried // size
 
 
 @dataclass
@@ -179,7 +179,7 @@ class Prepare:
         """A decoded image, resized. → (3 or 4, side, side) uint8. ValueError naming one that is broken."""
         if pair.name in self.cache:
             return self.cache[pair.name]
-        image = open_image(pair.picture(), pair.name)
+        image = open_image(pair.picture(), pair.name, at_least=2 * self.side)
         if self.mode == "RGB" or not image.has_transparency_data:
             image = to_rgb(image)  # deep grey, too, which Pillow's convert would clip
         if image.mode != self.mode:

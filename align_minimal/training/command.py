@@ -60,11 +60,9 @@ def finish(trainer: Trainer) -> None:
         print_recall(result)
         if trainer.options.eval_every:
             trainer.run.keep_best(trainer.model, trainer.processor, {"step": trainer.step, **result})
-            best = read_json(trainer.options.out / "best" / "evaluation.json")
-            print(
-                f"align-minimal: best after step {best['step']}, kept in {trainer.options.out / 'best'}",
-                file=sys.stderr,
-            )
+            best = trainer.options.out / "best"
+            step = read_json(best / "evaluation.json")["step"]
+            print(f"align-minimal: the best model, of step {step}, is in {best}", file=sys.stderr)
 
 
 def check_out(options: TrainOptions) -> None:

@@ -38,7 +38,7 @@ from .dataset import Pairs
 from .large_batch import backward_in_chunks
 from .options import EPOCHS, TrainOptions
 from .processes import Processes
-from .resume import check_same_run, lasting, warn_of_changes
+from .resume import BEGUN, check_same_run, lasting, warn_of_changes
 from .run_folder import Run, checkpoints, load_optimizer
 from .step import PairEncoder, cannot_reach, gradient_norm, learning_rate, loss_floor, reason, split
 
@@ -68,6 +68,7 @@ class Trainer:
         self.step = self.drawn = 0  # steps done; batches taken, more where whole batches were unreadable
         self.position = Position()  # of the next batch
         self.saved = 0  # the step of the newest checkpoint
+        self.begun: dict = {}  # of a resumed run: what its model was made from
         self.unusable = 0
         self.unreadable: dict[str, None] = {}  # messages, each once
         self.steps = options.steps or batches_in(
@@ -106,6 +107,7 @@ class Trainer:
             except (OSError, ValueError) as error:
                 warnings.warn(f"passed over: {error}", stacklevel=2)
                 continue
+            self.begun = {k: v for k, v in training["options"].items() if k in BEGUN}
             self.step = self.saved = training["step"]
             self.drawn, self.position = training["drawn"], Position.read(training["position"])
             with warnings.catch_warnings():
@@ -215,8 +217,8 @@ class Trainer:
             chunks = split(batch.to(self.group.device), self.options.chunk)
             loss = backward_in_chunks(self.encoder, chunks, self.loss, self.one_pass()).item()
         except (RuntimeError, ValueError) as error:  # no memory left, another process gone, σ not a number
-            names = f"the batch was {batch['names'][0]}, …"
-            raise ValueError(f"step {self.step + 1}: {reason(error)}; {names}") from error
+            batch = "" if "worker" in reason(error) else f"; the batch was {batch['names'][0]}, …"
+            raise ValueError(f"step {self.step + 1}: {reason(error)}{batch}") from error
         norm = gradient_norm(self.model).item()
         if not math.isfinite(loss + norm):
             raise ValueError(f"step {self.step + 1}: {self.describe_failure(loss, norm, batch)}")
@@ -240,9 +242,7 @@ class Trainer:
         names, path = self.group.gather_lists(batch["names"]), self.options.out / "failed_batch.json"
         if self.group.rank == 0:
             write_json(path, {"step": self.step + 1, "names": names})
-        again = (
-            "resuming meets it again: give a lower --lr, a longer --warmup or another --seed with --resume"
-        )
+        again = "resuming meets it again, unless you give a lower --lr, a longer --warmup or another --seed"
         return f"the {what} is {value}; the batch ({names[0]}, …) is listed in {path}; {again}"
 
     def save(self) -> None:
@@ -250,7 +250,7 @@ class Trainer:
         if not all(p.isfinite().all() for p in self.model.parameters()):
             raise ValueError(f"step {self.step}: weights are no longer finite, so they are not saved")
         if self.group.rank == 0:
-            training = {"step": self.step, "drawn": self.drawn, "options": self.lasting()}
+            training = {"step": self.step, "drawn": self.drawn, "options": self.lasting() | self.begun}
             training["position"] = dataclasses.asdict(self.position)
             self.run.save(self.model, self.processor, self.optimizer, training)
         self.saved = self.step

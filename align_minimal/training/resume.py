@@ -14,6 +14,7 @@ from .options import TrainOptions
 FREE = ("out", "resume", "save_every", "keep", "workers", "eval", "eval_every", "epochs", "recipe")
 # These describe the model with which a run began, and a checkpoint brings its own.
 BEGUN = ("preset", "config", "init", "vocab", "vocab_size", "image_size")
+BEGUN += ("contents of config", "contents of vocab")
 # Where one of these has changed, the order of the pairs is another.
 ORDER = ("seed", "batch_size", "filter", "data", "contents of data")
 
@@ -68,17 +69,13 @@ def warn_of_changes(before: dict, now: dict) -> bool:
     """
     changed = [name for name in now if before.get(name, now[name]) != now[name]]
     for name in changed:
-        if name in BEGUN:
-            message = (
-                f"{with_flag(name, now[name])} has no effect: the run began {with_flag(name, before[name])}"
-            )
+        if name in BEGUN and not name.startswith("contents"):
+            then = with_flag(name, before[name])
+            message = f"resuming {with_flag(name, now[name])} has no effect: the run began {then}"
+        elif name == "contents of data":
+            message = "resuming with data that have changed: a new epoch begins"
         elif name.startswith("contents of"):
-            what = (
-                "has no effect" if name != "contents of data" else "is used as it is now, from a new epoch on"
-            )
-            message = (
-                f"{name.removeprefix('contents of ')}: its files are not those the run began with; it {what}"
-            )
+            message = f"resuming with other {name} has no effect: the run keeps what it began with"
         else:
             message = f"resuming with {name} {now[name]}, which was {before[name]}"
         warnings.warn(message, stacklevel=2)

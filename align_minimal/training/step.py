@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 
 import torch
 import torch.nn as nn
@@ -104,6 +105,9 @@ def reason(error: Exception) -> str:
     >>> reason(RuntimeError("out of memory\\nat file.cpp, line 7"))
     'out of memory'
     """
+    killed = re.match(r"DataLoader worker \(pid\D*(\d+).*(is killed|exited unexpectedly)", str(error))
+    if killed:
+        return f"a worker (process {killed[1]}) was killed from outside, as systems do when memory runs out"
     lines = [line for line in str(error).splitlines() if line.strip()] or [type(error).__name__]
     return lines[-1] if "Original Traceback" in str(error) else lines[0]
 

@@ -21,6 +21,7 @@ from ..model import AlignModel
 from ..processor import AlignProcessor
 from ..support.image_files import open_image
 from ..support.rgb import to_rgb
+from ..support.terminal import columns
 from .pictures import read_ahead
 
 # ---- embeddings --------------------------------------------------------------------------------------------
@@ -42,7 +43,7 @@ def embed_texts(
     model.eval()
     limit = min(64, model.config.text_config.max_position_embeddings)
     embeds = []
-    for start in range(0, len(texts), batch_size):
+    for start in tqdm(range(0, len(texts), batch_size), "texts", leave=False, disable=len(texts) <= 512):
         part = list(texts[start : start + batch_size])
         tokens = processor(text=part, padding=True, truncation=True, max_length=limit, return_tensors="pt")
         embeds.append(model.get_text_features(**tokens.to(model.temperature.device)).cpu())  # (B, D)
@@ -327,4 +328,5 @@ def print_recall(result: dict) -> None:
     print(f"{result['images']:,} images, {result['texts']:,} texts")
     for direction in ("image_to_text", "text_to_image"):
         values = "  ".join(f"{k} {v:.3f}" for k, v in result[direction].items())
-        print(f"  {direction.replace('_', ' ')}: {values}")
+        line = f"  {direction.replace('_', ' ')}: {values}"
+        print(line if len(line) <= columns() else line.replace(": ", ":\n    "))

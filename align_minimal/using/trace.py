@@ -8,6 +8,9 @@ linear layers and attention are counted. The rest (normalization, activations, p
 
 from __future__ import annotations
 
+import dataclasses
+import itertools
+import textwrap
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -20,7 +23,7 @@ from ..bert import SelfAttention
 from ..model import AlignModel
 from ..processor import AlignProcessor
 from ..support.image_files import load_image
-from ..support.terminal import one_line
+from ..support.terminal import columns, fit, glyph, one_line, paint
 
 
 @dataclass(frozen=True)
@@ -111,6 +114,45 @@ def nested(names: list[str]) -> list[tuple[int, str]]:
     return places
 
 
+def fold_stages(rows: list[Row]) -> list[Row]:
+    """The two outer levels, and one row for each stage: for neighbours of one kind with one shape of output.
+
+    >>> blocks = [Row(f"blocks.{i}", "MBConv", (1, 8), 10, 20, mean=0.0, deviation=1.0) for i in range(3)]
+    >>> [row] = fold_stages(blocks)
+    >>> row.kind, row.parameters
+    ('3 × MBConv', 30)
+    """
+    places = nested([row.name for row in rows])
+    outer = [row for row, (level, _) in zip(rows, places, strict=True) if level < 2]
+
+    def stage(row: Row) -> tuple:
+        siblings, _, number = row.name.rpartition(".")
+        return (siblings, row.kind, row.shape) if number.isdigit() else (row.name,)
+
+    groups = (list(group) for _, group in itertools.groupby(outer, stage))
+    return [group[0] if len(group) == 1 else join(group) for group in groups]
+
+
+def join(stage: list[Row]) -> Row:
+    """The rows of a stage as one: parameters and multiply-adds of all, mean and deviation of the last.
+
+    >>> join([Row("a.0", "Linear", (1,), 2, 1, 0.0, 1.0), Row("a.1", "Linear", (1,), 2, 1, 0.5, 1.0)]).mean
+    0.5
+    """
+    first, last = stage[0], stage[-1]
+    return dataclasses.replace(
+        last,
+        name=f"{first.name}{glyph('–')}{last.name.rpartition('.')[2]}",
+        kind=f"{len(stage)} {glyph('×')} {first.kind}",
+        parameters=sum(row.parameters for row in stage),
+        multiply_adds=sum(row.multiply_adds for row in stage),
+    )
+
+
+COLUMNS = ("layer", "", "output", "parameters", "mult-adds", "mean", "deviation")
+LEAST = ("deviation", "mean", "", "parameters", "mult-adds")  # the first to be left out on a narrow terminal
+
+
 def print_trace(rows: list[Row], depth: int | None = None) -> None:
     """Print a line for each row, indented as the layers are nested, down to `depth` levels (default: all).
 
@@ -118,23 +160,36 @@ def print_trace(rows: list[Row], depth: int | None = None) -> None:
     layer                    output   parameters  mult-adds    mean  deviation
     text_projection  Linear  1 × 160      20,640     20,480  0.0000     1.0000
     """
-    lines = [("layer", "", "output", "parameters", "mult-adds", "mean", "deviation")]
+    lines, outer = [COLUMNS], [True]
     for row, (level, name) in zip(rows, nested([row.name for row in rows]), strict=True):
         if depth is None or level < depth:
-            shape, statistics = " × ".join(map(str, row.shape)), (f"{row.mean:.4f}", f"{row.deviation:.4f}")
+            shape, statistics = f" {glyph('×')} ".join(map(str, row.shape)), (row.mean, row.deviation)
             counts = f"{row.parameters:,}", f"{row.multiply_adds:,}"
-            lines.append(("  " * level + name, row.kind, shape, *counts, *statistics))
-    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
-    for line in lines:
-        left = (cell.ljust(width) for cell, width in zip(line[:3], widths[:3], strict=True))
-        right = (cell.rjust(width) for cell, width in zip(line[3:], widths[3:], strict=True))
+            lines.append(("  " * level + name, row.kind, shape, *counts, *(f"{x:.4f}" for x in statistics)))
+            outer.append(level == 0)
+    widths = {name: max(map(len, cells)) for name, *cells in zip(COLUMNS, *lines, strict=True)}
+    for name in LEAST:
+        if sum(widths.values()) + 2 * (len(widths) - 1) > columns():
+            del widths[name]
+    others = sum(width + 2 for name, width in widths.items() if name != "layer")
+    widths["layer"] = min(widths["layer"], max(8, columns() - others))
+    for line, is_outer in zip(lines, outer, strict=True):
+        cells = dict(zip(COLUMNS, line, strict=True))
+        left = [fit(cells[name], widths[name]) for name in COLUMNS[:3] if name in widths]
+        right = [cells[name].rjust(widths[name]) for name in COLUMNS[3:] if name in widths]
+        left[0] = paint(left[0], "bold", "green") if is_outer else left[0]
         print("  ".join([*left, *right]))
 
 
 def trace_pair(
-    model: AlignModel, processor: AlignProcessor, image: Path, text: str, depth: int | None = None
+    model: AlignModel,
+    processor: AlignProcessor,
+    image: Path,
+    text: str,
+    depth: int | None = None,
+    fold: bool = False,
 ) -> None:
-    """Print the trace of a picture and a text, and at the end how similar they are.
+    """Print the trace of a picture and a text, and at the end how similar they are. `fold`: by stages.
 
     >>> model, processor = AlignModel.from_pretrained("emoji"), AlignProcessor.from_pretrained("emoji")
     >>> apple = Path("weights/samples/apple.png")
@@ -153,9 +208,13 @@ def trace_pair(
     sigma = model.temperature.item()
     if not sigma > 0:
         raise ValueError(f"the model's temperature is {sigma}; it must be above 0")
-    print_trace(rows, depth)
+    print_trace(fold_stages(rows) if fold else rows, depth)
     tokens = processor.tokenizer.convert_ids_to_tokens(batch["input_ids"][0].tolist())
     parameters = sum(p.numel() for p in model.parameters())
     total = sum(row.multiply_adds for row in rows if "." not in row.name)
-    print(f"\n{parameters:,} parameters, {total:,} multiply-adds; tokens: {one_line(' '.join(tokens))}")
-    print(f"cosine {cosine:.4f} / temperature {sigma:.4f} = logit {cosine / sigma:.4f}")
+    about = f"{parameters:,} parameters, {total:,} multiply-adds; tokens: {one_line(' '.join(tokens))}"
+    print("\n" + textwrap.fill(about, columns(), break_on_hyphens=False))
+    for line in textwrap.wrap(
+        f"cosine {cosine:.4f} / temperature {sigma:.4f} = logit {cosine / sigma:.4f}", columns()
+    ):
+        print(paint(line, "bold"))

@@ -19,7 +19,7 @@ from tqdm import tqdm
 
 from ..model import AlignModel
 from ..processor import AlignProcessor
-from ..support.terminal import one_line
+from ..support.terminal import columns, fit, one_line, width
 from ..training.pairs import metadata_file, read_folder
 from .pictures import check_file, find_in_folder
 from .retrieval import embed_images, embed_texts, expected_recall, readable
@@ -236,6 +236,7 @@ def print_accuracy(result: dict) -> None:
     print(f"{result['images']:,} images, {result['labels']:,} labels")
     print(f"  top-1 {result['top1']:.3f}  top-5 {result['top5']:.3f}")
     classes = [(one_line(label), own) for label, own in result["per_class"].items()]
-    width = max(len(label) for label, _ in classes)
+    counts = max(len(f"{own['images']:,}") for _, own in classes)
+    room = min(max(width(label) for label, _ in classes), columns() - 14 - counts)
     for label, own in sorted(classes, key=lambda item: item[1]["top1"]):
-        print(f"  {label:<{width}}  {own['top1']:6.1%} of {own['images']:,}")
+        print(f"  {fit(label, room)}  {own['top1']:6.1%} of {own['images']:,}")

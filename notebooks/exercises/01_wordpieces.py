@@ -27,10 +27,13 @@ from collections.abc import Iterable, Mapping, Sequence
 from itertools import pairwise
 from pathlib import Path
 
-from align_minimal.support.batching import NO_LIMIT, as_columns, as_examples, collate, pad_batch, strategies
+import numpy as np
+import torch
+
+from align_minimal.support import batching, vocab_files
 from align_minimal.support.hub import find_file
 from align_minimal.support.outputs import Batch
-from align_minimal.support.vocab_files import OPTIONS, ROLES, load_vocabulary, read_options, write_files
+from align_minimal.support.vocab_files import OPTIONS, ROLES
 from align_minimal.training.vocabulary import Pair
 from align_minimal.wordpiece import MAX_WORD
 
@@ -145,19 +148,12 @@ class BertTokenizer:
     model_input_names = ("input_ids", "token_type_ids", "attention_mask")
 
     def __init__(
-        self,
-        vocab_file: str | Path | Sequence[str],
-        do_lower_case: bool = True,
-        strip_accents: bool | None = None,
-        tokenize_chinese_chars: bool = True,
-        model_max_length: int | None = None,
-        unk_token: str = "[UNK]",
-        sep_token: str = "[SEP]",
-        pad_token: str = "[PAD]",
-        cls_token: str = "[CLS]",
-        mask_token: str = "[MASK]",
+        self, vocab_file: str | Path | Sequence[str], do_lower_case: bool = True,
+        strip_accents: bool | None = None, tokenize_chinese_chars: bool = True,
+        model_max_length: int | None = None, unk_token: str = "[UNK]", sep_token: str = "[SEP]",
+        pad_token: str = "[PAD]", cls_token: str = "[CLS]", mask_token: str = "[MASK]",
         clean_up_tokenization_spaces: bool = True,
-    ):
+    ):  # fmt: skip
         raise NotImplementedError
 
     def __len__(self) -> int:
@@ -180,22 +176,13 @@ class BertTokenizer:
         raise NotImplementedError
 
     def __call__(
-        self,
-        text: str | Sequence,
-        text_pair: str | Sequence | None = None,
-        add_special_tokens: bool = True,
-        padding: bool | str = False,
-        truncation: bool | str | None = None,
-        max_length: int | None = None,
-        return_tensors: str | None = None,
-        is_split_into_words: bool = False,
-        pad_to_multiple_of: int | None = None,
-        return_token_type_ids: bool | None = None,
-        return_attention_mask: bool | None = None,
-        return_special_tokens_mask: bool = False,
-        return_length: bool = False,
-        return_num_truncated_tokens: bool = False,
-    ) -> Batch:
+        self, text: str | Sequence, text_pair: str | Sequence | None = None, add_special_tokens: bool = True,
+        padding: bool | str = False, truncation: bool | str | None = None, max_length: int | None = None,
+        return_tensors: str | None = None, is_split_into_words: bool = False,
+        pad_to_multiple_of: int | None = None, return_token_type_ids: bool | None = None,
+        return_attention_mask: bool | None = None, return_special_tokens_mask: bool = False,
+        return_length: bool = False, return_num_truncated_tokens: bool = False,
+    ) -> Batch:  # fmt: skip
         """Encode a text, or a list of B texts: [CLS] text [SEP], and text_pair [SEP] after it.
 
         padding: False; True or "longest" (to the longest of the batch); "max_length". truncation: True or
@@ -208,10 +195,13 @@ class BertTokenizer:
         """
         raise NotImplementedError
 
-    def pad(self, encoded_inputs, padding=True, max_length: int | None = None, **options) -> Batch:
+    def pad(
+        self, encoded_inputs: Mapping[str, Sequence] | Sequence[Mapping[str, Sequence]],
+        padding: bool | str | None = True, max_length: int | None = None,
+        pad_to_multiple_of: int | None = None, return_attention_mask: bool | None = None,
+        return_tensors: str | None = None,
+    ) -> Batch:  # fmt: skip
         """Pad a batch of encoded texts, or a list of single ones (so it can be a DataLoader's collate_fn).
-
-        `options`: pad_to_multiple_of, return_attention_mask and return_tensors, as in a call.
 
         >>> BertTokenizer(SPECIAL_TOKENS).pad([{"input_ids": [2, 3]}, {"input_ids": [2, 4, 3]}])
         {'input_ids': [[2, 3, 0], [2, 4, 3]], 'attention_mask': [[1, 1, 0], [1, 1, 1]]}

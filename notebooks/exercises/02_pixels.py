@@ -21,6 +21,7 @@ from __future__ import annotations
 import dataclasses
 import inspect
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -29,16 +30,10 @@ import torch
 from PIL import Image
 
 from align_minimal.image_processor import Size
-from align_minimal.support.batching import on_threads, stack, warn_of_cuts
-from align_minimal.support.image_options import (
-    channel_values,
-    check_call,
-    check_numbers,
-    height_and_width,
-    read_options,
-)
+from align_minimal.support import image_options, rgb
+from align_minimal.support.batching import warn_of_cuts
 from align_minimal.support.outputs import Batch
-from align_minimal.support.rgb import Picture, any_to_rgb, list_of_images, to_picture, warn_of_fractions
+from align_minimal.support.rgb import Picture
 from align_minimal.support.settings import Settings, check_keywords
 from align_minimal.tokenizer import BertTokenizer
 
@@ -149,13 +144,9 @@ class EfficientNetImageProcessor(Settings):
         raise NotImplementedError
 
     def __call__(
-        self,
-        images: Picture | Sequence[Picture],
-        return_tensors: str | None = None,
-        data_format: str | None = "channels_first",
-        input_data_format: str | None = None,
-        **options,
-    ) -> Batch:
+        self, images: Picture | Sequence[Picture], return_tensors: str | None = None,
+        data_format: str | None = "channels_first", input_data_format: str | None = None, **options,
+    ) -> Batch:  # fmt: skip
         """One picture, a list or tuple of B, or a 4-D array → pixel_values (B, 3, H, W) float32.
 
         Pictures are Pillow's, or arrays and tensors (C, H, W), (H, W, C) or (H, W): whole numbers in 0–255,
@@ -200,14 +191,10 @@ class AlignProcessor:
         raise NotImplementedError
 
     def __call__(
-        self,
-        text: str | Sequence[str] | None = None,
-        images: Picture | Sequence[Picture] | None = None,
-        padding: bool | str = "max_length",
-        max_length: int | None = 64,
-        return_tensors: str | None = None,
+        self, text: str | Sequence[str] | None = None, images: Picture | Sequence[Picture] | None = None,
+        padding: bool | str = "max_length", max_length: int | None = 64, return_tensors: str | None = None,
         **options,
-    ) -> Batch:
+    ) -> Batch:  # fmt: skip
         """B texts → input_ids, token_type_ids, attention_mask (B, T); N pictures → pixel_values (N, 3, H, W).
 
         `options` are the tokenizer's and the image processor's; each goes to the one that knows it. Texts of

@@ -120,6 +120,19 @@ def test_nothing_failed_and_no_time_of_day_is_kept(path):
         assert not ("slider" in cell["metadata"].get("tags", []) and cell["outputs"])
 
 
+def test_saving_folds_all_that_an_answer_printed_and_drew_into_one_output():
+    pytest.importorskip("nbclient")
+    import run
+
+    streams = [{"output_type": "stream", "name": "stdout", "text": text} for text in ("1 < 2\n", "and more")]
+    image = {"output_type": "display_data", "data": {"image/png": "QUJD", "text/plain": "<Figure>"}}
+    (folded,) = run.fold([*streams, image])
+    page = folded["data"]["text/html"]
+    assert page.startswith("<details><summary>What came out</summary><pre>1 &lt; 2\nand more</pre><img ")
+    assert "data:image/png;base64,QUJD" in page and page.endswith("</details>")
+    assert run.fold([]) == []
+
+
 # ---- check
 
 

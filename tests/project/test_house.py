@@ -12,6 +12,7 @@ PACKAGE = Path(align_minimal.__file__).parent
 ORDER = [
     "support.outputs",
     "support.terminal",
+    "support.module",
     "support.hub",
     "support.values",
     "support.settings",
@@ -81,8 +82,8 @@ def imports(tree: ast.AST, module: str) -> set[str]:
             found.add(node.module)
         elif isinstance(node, ast.ImportFrom):
             base = ["", *module.split(".")][: -node.level] + ([node.module] if node.module else [])
-            names = [".".join(base).strip(".")] if node.module else []
-            names = names or [".".join([*base, alias.name]).strip(".") for alias in node.names]
+            inside = not node.module or node.module in ROOMS  # from .support import rgb
+            names = [".".join([*base, *([alias.name] if inside else [])]).strip(".") for alias in node.names]
             found |= {f"ours:{name}" for name in names}
     return found
 

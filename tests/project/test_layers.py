@@ -16,9 +16,16 @@ OTHERS = {
     "efficientnet": {"BlockSpec"},
     "wordpiece": {"CleanTable"},
     "training.vocabulary": {"learn_vocabulary"},
-    "support.batching": {"as_examples", "strategies", "as_columns", "pad_batch", "collate", "warn_of_cuts"}
-    | {"on_threads", "stack"},
-    "support.rgb": {"any_to_rgb", "to_picture", "warn_of_fractions", "list_of_images"},
+    "support.batching": {
+        "as_examples",
+        "strategies",
+        "special_tokens",
+        "padded_width",
+        "lengths",
+        "as_columns",
+    }
+    | {"as_lists", "no_tensors", "warn_of_cuts"},
+    "support.rgb": {"array_to_rgb", "to_picture", "list_of_images"},
 }
 
 

@@ -625,3 +625,76 @@ def test_the_random_state_of_the_program_is_left_alone(folder, tokenizer):
     before = torch.get_rng_state(), random.getstate()
     next(iter(BatchStream(Pairs([folder]), preparer(tokenizer, flip=True), 4, 0)))
     assert torch.equal(before[0], torch.get_rng_state()) and before[1] == random.getstate()
+
+
+# ---- other folders
+
+
+def test_a_caption_and_an_absolute_path_under_the_folder_are_read_too(tmp_path):
+    folder = write_folder(tmp_path / "d", [{"file_name": "a.png", "text": "x"}])
+    absolute = json.dumps({"file_name": str(folder / "sub" / "b.png"), "caption": ["y", "z"]})
+    (folder / "metadata.jsonl").write_text(absolute + "\n")
+    (pair,) = Pairs([folder])
+    assert pair.image == folder / "sub" / "b.png" and pair.texts == ("y", "z")
+    (folder / "metadata.jsonl").unlink()
+    (folder / "metadata.csv").write_text(f"caption,file_name\nq,{folder / 'a.png'}\n")
+    assert [(p.image, p.texts) for p in Pairs([folder])] == [(folder / "a.png", ("q",))]
+    (folder / "metadata.csv").write_text(f"caption,file_name\nq,{tmp_path / 'a.png'}\n")
+    with pytest.raises(ValueError, match="leaves the folder"):
+        Pairs([folder])
+
+
+def test_a_text_beside_each_picture_will_do(tmp_path):
+    for name, text in (("a", "ein Hündchen\n"), ("sub/b", "two\nlines")):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        picture().save(tmp_path / f"{name}.png")
+        (tmp_path / f"{name}.txt").write_text(text, encoding="utf-8")
+    picture().save(tmp_path / "without.png")
+    (tmp_path / "readme.txt").write_text("of no picture")
+    assert {p.image: p.texts for p in Pairs([tmp_path])} == {
+        tmp_path / "a.png": ("ein Hündchen\n",),
+        tmp_path / "sub" / "b.png": ("two\nlines",),
+    }
+    (tmp_path / "a.txt").write_text(" ")
+    with pytest.raises(ValueError, match=r"a\.txt: text is empty"):
+        Pairs([tmp_path])
+
+
+# ---- JPEG at a fraction of its size
+
+
+def test_a_large_jpeg_is_decoded_at_a_fraction_in_training_and_shows_the_same(
+    tokenizer, tmp_path, monkeypatch
+):
+    picture(size=(2400, 1600)).save(tmp_path / "a.jpg", quality=95)
+    sizes, resize = [], Image.Image.resize
+    monkeypatch.setattr(
+        Image.Image, "resize", lambda self, *a, **k: sizes.append(self.size) or resize(self, *a, **k)
+    )
+    pixels = preparer(tokenizer).pixels(Pair("a", tmp_path / "a.jpg", ("a",)))
+    assert sizes == [(300, 200)]  # an eighth, still twice the 29 pixels wanted
+    with Image.open(tmp_path / "a.jpg") as whole:
+        expected = np.asarray(resize(whole, (29, 29), Image.Resampling.BILINEAR)).transpose(2, 0, 1)
+    assert np.abs(pixels.numpy().astype(float) - expected).mean() < 1.5
+
+
+def test_a_small_jpeg_and_other_formats_keep_every_bit_in_training(tokenizer, tmp_path):
+    for name, size in (("a.jpg", (110, 60)), ("b.png", (900, 700))):
+        picture(size=size).save(tmp_path / name)
+        with Image.open(tmp_path / name) as whole:
+            expected = np.asarray(whole.resize((29, 29), Image.Resampling.BILINEAR)).transpose(2, 0, 1)
+        assert np.array_equal(
+            preparer(tokenizer).pixels(Pair("x", tmp_path / name, ("a",))).numpy(), expected
+        )
+
+
+def test_evaluation_never_decodes_at_a_fraction(tmp_path, monkeypatch):
+    from PIL import JpegImagePlugin
+
+    from align_minimal import AlignModel, AlignProcessor
+    from align_minimal.using.retrieval import evaluate
+
+    picture(size=(2400, 1600)).save(tmp_path / "a.jpg")
+    monkeypatch.setattr(JpegImagePlugin.JpegImageFile, "draft", lambda *_: pytest.fail("a fraction"))
+    pairs = [Pair("a", tmp_path / "a.jpg", ("a cat",))]
+    evaluate(AlignModel.from_pretrained("emoji"), AlignProcessor.from_pretrained("emoji"), pairs)

@@ -337,6 +337,12 @@ def test_a_pickle_that_would_run_code_is_refused(capsys, checkpoint, pictures, t
     assert not (tmp_path / "ran").exists()
 
 
+def test_where_the_shipped_model_is_used_it_is_said_what_it_knows(capsys):
+    for command in ("classify", "search", "demo"):
+        assert "knows drawings" in (out := " ".join(run(capsys, command, "--help")[1].split()))
+        assert "kakaobrain/align-base" in out
+
+
 def test_a_missing_model_is_named(capsys, pictures, tmp_path):
     argv = ["classify", pictures, "--labels", "dog", "--model", tmp_path / "no" / "such"]
     refused(capsys, *argv, status=1, says=[tmp_path / "no" / "such"])

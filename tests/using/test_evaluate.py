@@ -100,6 +100,11 @@ def test_a_person_reads_three_lines(capsys, checkpoint, data):
     assert lines[1].startswith("  image to text: R@1 0.") and "R@10" in lines[2]
 
 
+def test_the_bar_has_a_total(capsys, checkpoint, data):
+    status, _, err = run(capsys, "evaluate", data, "--model", checkpoint)
+    assert status == 0 and "pictures:   0%" in err and "| 0/15 [" in err
+
+
 def test_an_unreadable_image_is_named_once_and_left_out(capsys, checkpoint, data):
     (data / "0.png").write_bytes((data / "0.png").read_bytes()[:70])
     (data / "3.png").unlink()

@@ -41,7 +41,7 @@ ELEMENTS = {
     "i": {"style"},
     **{
         tag: set()
-        for tag in ("head", "title", "style", "body", "h1", "h2", "section", "figure", "span", "small")
+        for tag in ("head", "title", "style", "body", "h1", "h2", "p", "section", "figure", "span", "small")
     },
 }
 
@@ -112,7 +112,7 @@ def build(tmp_path: Path, name: str) -> Path:
     results = [{"image": str(path), "labels": [{"label": name, "probability": 0.25, "logit": 1.0}]}]
     answers = [(name, [(0.5, path), (-0.1, path)]), (f"{name} again", [])]
     sections = [*page.classification(results), *page.search_results(answers, path)]
-    page.write_page(tmp_path / "page.html", name, sections)
+    page.write_page(tmp_path / "page.html", name, sections, about=[f"model: {name}"])
     return path
 
 
@@ -128,6 +128,7 @@ def test_a_hostile_name_is_shown_as_it_is_and_changes_nothing_else(tmp_path, hos
         return "|".join(parsed.texts[tag])
 
     assert read("title") == read("h1") == shown(hostile)
+    assert read("p") == f"model: {shown(hostile)}"
     assert read("h2") == f"asked with|{shown(hostile)}|{shown(hostile)} again"
     assert parsed.texts["small"] == [shown(path).removesuffix(shown(path.name))] * 4
     assert parsed.texts["a"] == [shown(path.name)] * 4
@@ -196,6 +197,9 @@ def test_classify_and_search_write_such_a_page_beside_their_answer(capsys, tmp_p
     assert status == 0 and out.count("%") == 4
     parsed = assert_harmless(classified.read_text(encoding="utf-8"))
     assert len(parsed.attributes("img", "src")) == 2 and parsed.texts["span"].count(label) == 2
+    model, note, labels = parsed.texts["p"]
+    assert model.startswith("model: ") and model.endswith("emoji") and labels == f"labels: {label}, red"
+    assert "drawings" in note and "kakaobrain/align-base" in note
     argv = [
         "search",
         folder,

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import resource
 import signal
 import subprocess
@@ -14,7 +15,8 @@ from PIL import Image
 
 from align_minimal import AlignModel, AlignProcessor
 from align_minimal.commands import commands
-from align_minimal.support.terminal import Messages, message, one_line, unicode
+from align_minimal.support.terminal import Messages, Output, busy, message, one_line, unicode, width
+from align_minimal.using.retrieval import print_recall
 from align_minimal.using.trace import trace_pair
 from align_minimal.using.zero_shot import ZeroShotClassifier, print_accuracy
 from tests.using.test_cli import refused, run
@@ -81,7 +83,101 @@ def test_a_label_s_accents_survive_a_locale_without_utf_8(capsys):
     process = started(*argv, env=env)
     assert process.returncode == 0 and json.loads(process.stdout) == expected
     argv[-1:] = []
-    assert rb"\xc4pfel" in started(*argv, env=env).stdout
+    label, _, bar = started(*argv, env=env).stdout.splitlines()[1].split()
+    assert label == rb"\xc4pfel" and len(bar) > 9 and set(bar) == {ord("#")}
+
+
+# ---- what fits and what is coloured ------------------------------------------------------------------------
+
+
+@pytest.fixture
+def terminal(monkeypatch):
+    """Standard output as a terminal with colours, 40 columns wide."""
+    monkeypatch.setattr(Output, "isatty", lambda self: True)
+    monkeypatch.delenv("NO_COLOR", raising=False)
+    monkeypatch.setenv("TERM", "xterm")
+    monkeypatch.setenv("COLUMNS", "40")
+
+
+def lines_of(capsys, *argv) -> list[str]:
+    status, out, err = run(capsys, *argv)
+    assert (status, err) == (0, "")
+    return out.splitlines()
+
+
+TABLES = {
+    "classify": ["classify", SAMPLES / "apple.png", "--labels", "a label " * 9, "犬" * 30, "apple"],
+    "search": ["search", SAMPLES, "a very long query " * 3, "--top", 2],
+    "trace": ["trace", SAMPLES / "apple.png", "a red apple"],
+    "trace by layers": ["trace", SAMPLES / "apple.png", "a red apple", "--depth", 9],
+}
+
+
+@pytest.mark.parametrize("name", TABLES)
+def test_a_table_fits_the_terminal_and_without_one_nothing_is_cut(
+    capsys, terminal, monkeypatch, tmp_path, name
+):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    if name == "search":
+        run(capsys, "search", SAMPLES, "apple")  # embeds the folder, which shows a bar
+    narrow = [re.sub(r"\x1b\[\d+m", "", line) for line in lines_of(capsys, *TABLES[name])]
+    assert max(map(width, narrow)) <= 40 < max(map(len, narrow)) + 12
+    monkeypatch.setattr(Output, "isatty", lambda self: False)
+    whole = lines_of(capsys, *TABLES[name])
+    assert max(map(width, whole)) > 40 and not any("…" in line or "\x1b" in line for line in whole)
+    if name == "classify":
+        assert narrow[1].startswith("  ") and "%  " in narrow[1]  # a bar has its place
+
+
+def test_results_of_evaluate_fit_too(capsys, monkeypatch):
+    monkeypatch.setattr("align_minimal.using.retrieval.columns", lambda: 40)
+    monkeypatch.setattr("align_minimal.using.zero_shot.columns", lambda: 40)
+    recall = {"R@1": 0.5, "R@5": 0.5, "R@10": 0.5}
+    print_recall({"images": 40, "texts": 80, "image_to_text": recall, "text_to_image": recall})
+    result = {"images": 8000, "labels": 9, "top1": 0.5, "top5": 1.0}
+    per_class = {"dog": {"images": 8000, "top1": 0.5}, "an animal " * 9: {"images": 1, "top1": 0.25}}
+    print_accuracy(result | {"per_class": per_class})
+    out = capsys.readouterr().out
+    assert max(map(len, out.splitlines())) <= 40 and out.count("R@10 0.500") == 2 and "of 8,000" in out
+
+
+def test_colours_are_for_terminals_that_want_them(capsys, terminal, monkeypatch):
+    argv = ["classify", SAMPLES / "apple.png", "--labels", "apple", "dog"]
+    coloured = "\n".join(lines_of(capsys, *argv))
+    assert "\x1b[1m" in coloured and "\x1b[32m" in coloured
+    for variable, value in (("NO_COLOR", "1"), ("TERM", "dumb")):
+        with monkeypatch.context() as patch:
+            patch.setenv(variable, value)
+            assert "\n".join(lines_of(capsys, *argv)) == re.sub(r"\x1b\[\d+m", "", coloured)
+    assert all(line.isprintable() for line in lines_of(capsys, *argv, "--json"))
+
+
+def test_a_table_with_commas_is_exact_in_a_file_and_escaped_on_a_terminal(capsys, terminal, monkeypatch):
+    argv = ["classify", SAMPLES / "apple.png", "--labels", FORGED, "--csv"]
+    assert harmless("\n".join(lines_of(capsys, *argv)))
+    monkeypatch.setattr(Output, "isatty", lambda self: False)
+    assert FORGED in run(capsys, *argv)[1]
+
+
+def test_what_takes_a_while_is_said_on_a_terminal_within_a_second(tmp_path):
+    (tmp_path / "torch.py").write_text("import time\ntime.sleep(2)\nraise ValueError('no PyTorch here')")
+    path = os.pathsep.join([str(tmp_path), os.environ.get("PYTHONPATH", "")])
+    ours, theirs = os.openpty()
+    argv = [sys.executable, "-m", "align_minimal", "classify", "x.png", "--labels", "y"]
+    process = subprocess.Popen(argv, stderr=theirs, env={**os.environ, "PYTHONPATH": path})
+    os.close(theirs)
+    first = os.read(ours, 1000)
+    assert b"loading PyTorch" in first and process.poll() is None  # before it has ended
+    assert process.wait(60) == 1
+    rest = os.read(ours, 1000)
+    assert rest.startswith(b"\r\x1b[K") and b"no PyTorch here" in rest
+    os.close(ours)
+
+
+def test_elsewhere_nothing_is_said_of_it(capsys):
+    with busy("loading"):
+        pass
+    assert capsys.readouterr() == ("", "")
 
 
 # ---- streams -----------------------------------------------------------------------------------------------

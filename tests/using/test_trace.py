@@ -1,5 +1,7 @@
 """`align-minimal trace`: the rows against independent counts."""
 
+import itertools
+import re
 from pathlib import Path
 
 import pytest
@@ -81,6 +83,26 @@ def test_a_person_reads_a_tree_and_the_pair_s_logit(capsys):
     batch = processor(text="a red apple", images=load_image(APPLE), padding=True, return_tensors="pt")
     logit = model(**batch).logits_per_image.item()
     assert float(lines[-1].split()[-1]) == pytest.approx(logit, abs=1e-3)
+
+
+def test_unless_told_otherwise_the_blocks_of_a_stage_are_one_line(capsys, traced):
+    _, _, rows = traced
+    lines = run(capsys, "trace", APPLE, "a red apple")[1].splitlines()
+    [blocks] = [line.split() for line in lines if line.startswith("  blocks.3–4 ")]
+    assert blocks[1:4] == ["2", "×", "MBConv"] and blocks[4:11] == ["1", "×", "40", "×", "4", "×", "4"]
+    own = [row for row in rows if row.name in ("vision_model.blocks.3", "vision_model.blocks.4")]
+    assert blocks[11] == f"{sum(row.parameters for row in own):,}"
+    assert blocks[12] == f"{sum(row.multiply_adds for row in own):,}"
+    assert float(blocks[14]) == pytest.approx(own[1].deviation, abs=1e-4)
+    assert any(line.startswith("  layers.0–1  ") and "2 × BertLayer" in line for line in lines)
+    assert not any(line.startswith("    ") for line in lines)
+    # Every block is in one of the lines, and each change of shape begins another line.
+    named = re.findall(r"blocks\.(\d+)(?:–(\d+))?", "\n".join(lines))
+    assert [i for first, last in named for i in range(int(first), int(last or first) + 1)] == list(range(10))
+    shapes = [row.shape for row in rows if re.fullmatch(r"vision_model\.blocks\.\d+", row.name)]
+    assert len(named) == 1 + sum(a != b for a, b in itertools.pairwise(shapes))
+    every = run(capsys, "trace", APPLE, "a red apple", "--depth", 99)[1].splitlines()
+    assert len(every) == len(rows) + 4
 
 
 def test_bad_input_is_one_line(capsys, tmp_path):

@@ -1,0 +1,102 @@
+"""How fast pairs are read: the time to a resumed run's first batch, and pairs a second by workers.
+
+    python -m tests.lab.loading                       # writes shards of small pictures, and removes them
+    python -m tests.lab.loading shards/ --batch 256   # shards of your own
+
+Two tables in Markdown. "resumed after" so many batches: the time to the next one.
+Pairs a second: of all batches after the first, pictures prepared at 64 pixels.
+"""
+
+from __future__ import annotations
+
+import argparse
+import io
+import itertools
+import sys
+import tarfile
+import tempfile
+import time
+from pathlib import Path
+from statistics import median
+
+import numpy as np
+from PIL import Image
+
+from align_minimal import BertTokenizer
+from align_minimal.training.batches import BatchStream, Prepare
+from align_minimal.training.build import new_image_processor
+from align_minimal.training.dataset import Pairs
+
+
+def write_shards(folder: Path, shards: int, a_shard: int, side: int = 256) -> None:
+    """Shards of JPEG noise, 256 × 256, some 20 kB each."""
+    rng = np.random.default_rng(0)
+    for number in range(shards):
+        with tarfile.open(folder / f"{number:05}.tar", "w") as tar:
+            for i in range(a_shard):
+                picture = Image.fromarray(rng.integers(0, 256, (side // 8, side // 8, 3), np.uint8))
+                file = io.BytesIO()
+                picture.resize((side, side)).save(file, "JPEG", quality=95)
+                text = f"picture {i} of shard {number}".encode()
+                for suffix, content in (("jpg", file.getvalue()), ("txt", text)):
+                    member = tarfile.TarInfo(f"{number:05}{i:05}.{suffix}")
+                    member.size = len(content)
+                    tar.addfile(member, io.BytesIO(content))
+
+
+def stream(folder: Path, batch: int, workers: int = 0, **where) -> BatchStream:
+    processor = new_image_processor(64, "paper")
+    prepare = Prepare(processor, BertTokenizer.train(["picture of shard 0123456789"], 60))
+    return BatchStream(Pairs([folder]), prepare, batch, seed=0, workers=workers, **where)
+
+
+def first_batch(folder: Path, batch: int, after: int) -> float:
+    """Seconds to the first batch of a run that resumes after so many. The plan alone leads there."""
+    from align_minimal.training.batches import Position, batches
+
+    position = Position()
+    if after:
+        *_, (_, position) = itertools.islice(batches(Pairs([folder]), batch, 0), after)
+    began = time.perf_counter()
+    next(iter(stream(folder, batch, position=position, drawn=after)))
+    return time.perf_counter() - began
+
+
+def pairs_a_second(folder: Path, batch: int, workers: int, count: int) -> float:
+    found = iter(stream(folder, batch, workers))
+    next(found)
+    began = time.perf_counter()
+    for _ in itertools.islice(found, count):
+        pass
+    rate = batch * count / (time.perf_counter() - began)
+    found.close()
+    return rate
+
+
+def main(argv: list[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("data", nargs="?", type=Path, help="a folder of shards (default: 60 × 1,000)")
+    parser.add_argument("--batch", type=int, default=64, help="default: 64")
+    parser.add_argument("--workers", type=int, nargs="+", default=[0, 1, 2], help="default: 0 1 2")
+    parser.add_argument("--rounds", type=int, default=3, help="the median of so many (default: 3)")
+    args = parser.parse_args(argv)
+    with tempfile.TemporaryDirectory() as made:
+        folder = args.data or Path(made)
+        if not args.data:
+            write_shards(folder, 60, 1000)
+        print("| resumed after | first batch |\n| --- | --- |")
+        for after in (0, 100, 400, 800):
+            seconds = median(first_batch(folder, args.batch, after) for _ in range(args.rounds))
+            print(f"| {after} batches | {seconds:.2f} s |")
+        print("\n| workers | pairs a second |\n| --- | --- |")
+        for workers in args.workers:
+            rate = median(pairs_a_second(folder, args.batch, workers, 50) for _ in range(args.rounds))
+            print(f"| {workers} | {rate:,.0f} |")
+        began = time.perf_counter()
+        count = sum(1 for _ in Pairs([folder]).unread())
+        print(f"\nthe plan alone: {count / (time.perf_counter() - began):,.0f} pairs a second")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

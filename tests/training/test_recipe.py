@@ -1,0 +1,106 @@
+"""Defaults follow the length of the run, and what it cannot reach is said before it starts."""
+
+import json
+
+import pytest
+import torch
+
+from align_minimal.support.hub import find_file, weights_folder
+from align_minimal.support.outputs import Batch
+from align_minimal.training import command
+from align_minimal.training.batches import batches_in
+from align_minimal.training.dataset import Pairs
+from align_minimal.training.options import PAPER, SHORT, TrainOptions, resolve
+from align_minimal.training.step import cannot_reach, learning_rate, split
+from tests.training.tiny_training import metrics, newest, write_config, write_pairs
+from tests.using.test_cli import run
+
+CHOICES = ("batch_size", "optimizer", "lr", "weight_decay")
+
+
+def chosen(steps: int, **given) -> dict:
+    options = resolve(TrainOptions(data=[], out="run", **given), steps)
+    return {name: getattr(options, name) for name in CHOICES}
+
+
+def test_a_short_run_takes_adamw_and_small_batches_and_a_long_one_the_paper_s():
+    assert chosen(9_999) == SHORT and chosen(10_000) == PAPER
+    assert chosen(30, recipe="paper") == PAPER
+    assert chosen(30, lr=0.5, batch_size=7) == SHORT | {"lr": 0.5, "batch_size": 7}
+    assert chosen(30, optimizer="lamb") == PAPER | {"batch_size": SHORT["batch_size"]}
+    assert chosen(30, init="emoji")["lr"] == 1e-4
+
+
+@pytest.fixture
+def folder(tmp_path, monkeypatch):
+    monkeypatch.setattr(command, "draw_curves", lambda run: None)
+    write_pairs(tmp_path / "data")
+    write_config(tmp_path / "config.json")
+    return tmp_path
+
+
+def train(capsys, folder, *more):
+    out = folder / "out"
+    status, _, err = run(
+        capsys, "train", folder / "data", "--out", out, "--config", folder / "config.json", *more
+    )
+    assert status == 0, err
+    return err, json.loads((newest(out) / "training.json").read_text())["options"]
+
+
+def test_the_recipe_is_what_the_run_trains_with(folder, capsys):
+    _, options = train(capsys, folder, "--epochs", 3)
+    assert {name: options[name] for name in CHOICES} == SHORT
+    assert len(metrics(folder / "out")) == 3  # 24 pairs: a batch of all, three times
+
+
+def test_the_paper_s_recipe_is_one_flag_away(folder, capsys):
+    err, options = train(capsys, folder, "--recipe", "paper", "--steps", 2)
+    assert {name: options[name] for name in CHOICES} == PAPER
+    assert "2 steps of LAMB at 0.001 move each weight by at most" in err and "too little to learn" in err
+
+
+def test_what_is_said_of_the_way_is_the_sum_of_the_rates():
+    options = resolve(TrainOptions(data=[], out="run", recipe="paper"), 30)
+    way = sum(learning_rate(step, 30, 3, 1e-3) for step in range(1, 31))
+    (said,) = cannot_reach(options, 30, 3, 1)
+    assert f"at most {way:.2g} of its norm" in said
+    assert cannot_reach(options, 2000, 200, 1) == []
+    assert cannot_reach(resolve(TrainOptions(data=[], out="run"), 234), 234, 23, 1) == []
+    assert cannot_reach(resolve(TrainOptions(data=[], out="run", init="x"), 3), 3, 1, 1) == []
+
+
+def test_a_batch_norm_of_single_pictures_is_said():
+    for more, world, single in (
+        (dict(chunk=1), 1, True),
+        (dict(batch_size=2), 2, True),
+        (dict(chunk=2), 1, False),
+    ):
+        options = resolve(TrainOptions(data=[], out="run", **more), 234)
+        said = cannot_reach(options, 234, 23, world)
+        assert ["BatchNorm sees one picture" in each for each in said] == [True] * single
+
+
+@pytest.mark.parametrize(
+    "pairs, chunk, sizes", [(256, 85, [64] * 4), (7, 3, [3, 2, 2]), (7, None, [7]), (2, 5, [2])]
+)
+def test_a_batch_is_cut_into_equal_parts(pairs, chunk, sizes):
+    batch = Batch(input_ids=torch.arange(pairs)[:, None], names=["x"] * pairs)
+    parts = [part.input_ids for part in split(batch, chunk)]
+    assert [len(part) for part in parts] == sizes and torch.equal(torch.cat(parts), batch.input_ids)
+
+
+def test_epochs_are_as_many_batches_as_show_each_pair_so_often(folder):
+    pairs = Pairs([folder / "data"])  # 24
+    assert [batches_in(pairs, size, 0, 30) for size in (24, 16, 10, 7)] == [30, 45, 72, 102]
+    assert batches_in(pairs, 100, 0, 30) == 30  # a smaller batch, of all there is, each epoch
+
+
+def test_a_local_folder_of_a_shipped_model_s_name_is_not_taken_in_silence(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "emoji").mkdir()
+    (tmp_path / "emoji" / "config.json").write_text("{}")
+    with pytest.warns(UserWarning, match="emoji: the folder here, not the model of that name that ships"):
+        assert find_file("emoji", "config.json").resolve() == tmp_path / "emoji" / "config.json"
+    monkeypatch.chdir(weights_folder())
+    find_file("emoji", "config.json")  # one and the same: nothing to say

@@ -1,0 +1,352 @@
+"""What a resumed run says of changes, and what it takes for whole."""
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from align_minimal import AlignModel, BertTokenizer
+from align_minimal.__main__ import main
+from align_minimal.training import command, loop
+from align_minimal.training.run_folder import checkpoints, digest
+from tests.training.tiny_training import TEXTS, metrics, newest, start, write_config, write_pairs
+from tests.using.test_cli import run
+
+
+@pytest.fixture(autouse=True)
+def no_curves(monkeypatch):
+    monkeypatch.setattr(command, "draw_curves", lambda run: None)
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory) -> Path:
+    folder = tmp_path_factory.mktemp("resume")
+    write_pairs(folder / "data")
+    write_config(folder / "config.json", dropout=0.0)
+    BertTokenizer.train(TEXTS, 60).save_pretrained(folder / "vocabulary")
+    return folder
+
+
+def arguments(folder: Path, out: Path, *more, steps: int = 4) -> list[str]:
+    argv = ["train", folder / "data", "--out", out, "--config", folder / "config.json", "--save-every", 2]
+    return [str(a) for a in (*argv, "--steps", steps, "--batch-size", 8, "--recipe", "paper", *more)]
+
+
+@pytest.fixture
+def begun(folder, tmp_path) -> Path:
+    """A run of 4 steps."""
+    assert main(arguments(folder, tmp_path / "out")) == 0
+    return tmp_path / "out"
+
+
+# ---- what changed
+
+
+@pytest.mark.parametrize(
+    "more, says",
+    [
+        (
+            ["--vocab-size", 60],
+            "resuming with --vocab-size 60 has no effect: the run began without --vocab-size",
+        ),
+        (["--vocab", "VOCAB"], "has no effect: the run began without --vocab"),
+        (["--image-size", 32], "resuming with --image-size 32 has no effect"),
+        (["--label-smoothing", 0.2], "resuming with label_smoothing 0.2, which was 0.1"),
+        (["--lr", 0.5], "resuming with lr 0.5, which was 0.001"),
+        (["--seed", 3], "resuming with seed 3, which was 0"),
+        (["--flip"], "resuming with flip True, which was False"),
+    ],
+    ids=lambda value: value[0] if isinstance(value, list) else "",
+)
+def test_every_option_that_changed_is_told(folder, begun, capsys, more, says):
+    more = [folder / "vocabulary" / "vocab.txt" if m == "VOCAB" else m for m in more]
+    status, _, err = run(capsys, *arguments(folder, begun, "--resume", *more, steps=5))
+    assert status == 0 and says in err and "resuming at step 4" in err
+    assert len(metrics(begun)) == 5
+
+
+def test_another_preset_config_or_init_has_no_effect_and_that_is_told(folder, begun, capsys, tmp_path):
+    argv = arguments(folder, begun, "--resume", steps=5)
+    argv[argv.index("--config") : argv.index("--config") + 2] = ["--preset", "b3_mini"]
+    status, _, err = run(capsys, *argv)
+    assert (
+        status == 0
+        and "resuming with --preset b3_mini has no effect: the run began with --preset emoji" in err
+    )
+    assert "resuming without --config has no effect" in err
+    write_config(folder / "config.json", dropout=0.1)
+    try:
+        status, _, err = run(capsys, *arguments(folder, begun, "--resume", steps=6))
+    finally:
+        write_config(folder / "config.json", dropout=0.0)
+    assert status == 0 and "resuming with other contents of config has no effect" in err
+
+
+def test_metadata_edited_in_place_is_told_and_used_from_a_new_epoch_on(folder, tmp_path, capsys):
+    data = Path(shutil.copytree(folder / "data", tmp_path / "data"))
+    argv = arguments(folder, tmp_path / "out")
+    argv[1] = str(data)
+    assert main(argv) == 0
+    lines = (data / "metadata.jsonl").read_text().splitlines(keepends=True)
+    (data / "metadata.jsonl").write_text("".join(lines[:10]))
+    status, _, err = run(capsys, *argv, "--resume", "--steps", 5)
+    assert status == 0 and "resuming with data that have changed: a new epoch begins" in err
+    assert json.loads((newest(tmp_path / "out") / "training.json").read_text())["position"]["epoch"] == 2
+
+
+def test_nothing_is_told_where_nothing_changed(folder, begun, capsys):
+    status, _, err = run(capsys, *arguments(folder, begun, "--resume", "--save-every", 1, "--keep", 1))
+    assert status == 0 and "resuming with" not in err
+
+
+@pytest.mark.parametrize("before, after", [((), ("--temperature", 0.05)), (("--temperature", 0.05), ())])
+def test_a_temperature_cannot_be_held_or_freed_half_way(folder, tmp_path, capsys, before, after):
+    out = tmp_path / "out"
+    assert main(arguments(folder, out, *before)) == 0
+    status, _, err = run(capsys, *arguments(folder, out, "--resume", *after))
+    assert status == 1 and "temperature" in err.splitlines()[-1] and "must go on with it" in err
+
+
+def test_a_temperature_below_a_thousandth_is_held_too(folder, tmp_path):
+    assert main(arguments(folder, tmp_path / "out", "--temperature", "0.0005")) == 0
+    assert [row["temperature"] for row in metrics(tmp_path / "out")] == pytest.approx([0.0005] * 4)
+
+
+def test_after_a_loss_that_is_not_finite_the_error_says_what_to_change(folder, tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(loop, "contrastive_loss", lambda *a, **k: a[0].sum() * torch.nan)
+    status, _, err = run(capsys, *arguments(folder, tmp_path / "out"))
+    assert status == 1 and "resuming meets it again, unless you give a lower --lr" in err
+
+
+# ---- what is whole
+
+
+def flip_a_bit(path: Path) -> None:
+    content = bytearray(path.read_bytes())
+    content[-2] ^= 1
+    path.unlink()
+    path.write_bytes(content)
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["model.safetensors", "optimizer.safetensors", "vocab.txt", "config.json", "preprocessor_config.json"],
+)
+def test_a_file_damaged_in_place_makes_the_run_resume_from_the_checkpoint_before(folder, begun, capsys, name):
+    flip_a_bit(newest(begun) / name)
+    status, _, err = run(capsys, *arguments(folder, begun, "--resume"))
+    assert status == 0 and f"step-0000004/{name}: not the file that was saved" in err
+    assert "resuming at step 2\n" in err
+
+
+def forge(checkpoint: Path, change) -> None:
+    """Change the moments, and the digest too, as another program would that wrote them."""
+    path, training = checkpoint / "optimizer.safetensors", checkpoint / "training.json"
+    tensors = change(load_file(path))
+    path.unlink()
+    save_file(tensors, path)
+    content = json.loads(training.read_text())
+    content["files"][path.name] = digest(path)
+    training.write_text(json.dumps(content))
+
+
+FORGED = {
+    "a moment missing": lambda t: {k: v for k, v in t.items() if k != "3.m"},
+    "no counts": lambda t: {k: v for k, v in t.items() if not k.endswith(".step")},
+    "a scalar for a moment": lambda t: t | {"0.v": torch.tensor(1.0)},
+    "of another model": lambda t: t | {"0.m": torch.zeros(3, 3)},
+    "of more parameters": lambda t: t | {"999.m": torch.zeros(3)},
+    "empty": lambda t: {},
+}
+
+
+@pytest.mark.parametrize("change", FORGED.values(), ids=FORGED)
+def test_moments_that_do_not_fit_are_passed_over_too(folder, begun, capsys, change):
+    forge(newest(begun), change)
+    status, _, err = run(capsys, *arguments(folder, begun, "--resume"))
+    assert status == 0 and "passed over: " in err and "optimizer.safetensors: " in err, err
+    assert "resuming at step 2\n" in err and "Traceback" not in err
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"drawn": 10**18},
+        {"drawn": True},
+        {"step": -1},
+        {"step": 5, "drawn": 4},
+        {"position": {"epoch": 0}},
+        {"position": None},
+        {"files": []},
+    ],
+    ids=str,
+)
+def test_a_training_json_with_values_that_cannot_be_is_passed_over_at_once(folder, begun, capsys, change):
+    path = newest(begun) / "training.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | change))
+    status, _, err = run(capsys, *arguments(folder, begun, "--resume"))
+    assert status == 0 and "passed over: " in err and "training.json" in err and "resuming at step 2\n" in err
+
+
+def test_metrics_lines_without_their_keys_are_no_obstacle(folder, begun, capsys, monkeypatch):
+    with open(begun / "metrics.jsonl", "a") as file:
+        file.write('{"step": 4}\n{"loss": 1}\n[3]\n{"step": "x"}\n')
+    monkeypatch.undo()
+    status, _, err = run(capsys, *arguments(folder, begun, "--resume"))
+    assert status == 0 and "Traceback" not in err
+    command.draw_curves(loop.Run(begun, 1))
+
+
+def test_a_pipe_in_the_place_of_metrics_is_refused_and_not_waited_for(folder, begun, capsys):
+    (begun / "metrics.jsonl").unlink()
+    os.mkfifo(begun / "metrics.jsonl")
+    status, _, err = run(capsys, *arguments(folder, begun, "--resume"))
+    assert status == 1 and "metrics.jsonl: not a regular file" in err
+
+
+# ---- two runs, and killed workers
+
+
+WAIT = """
+import sys, time
+from align_minimal.__main__ import main
+from align_minimal.training import loop
+learn = loop.Trainer.learn
+def slow(self, batch):
+    print("learning", flush=True)
+    time.sleep(60)
+loop.Trainer.learn = slow
+main(sys.argv[1:])
+"""
+
+
+def test_a_second_run_into_the_same_folder_is_refused_and_a_killed_one_blocks_nobody(
+    folder, tmp_path, capsys
+):
+    out = tmp_path / "out"
+    with start([sys.executable, "-c", WAIT, *arguments(folder, out)]) as process:
+        assert process.stdout.readline() == "learning\n"
+        for more in ((), ("--resume",)):
+            status, printed, err = run(capsys, *arguments(folder, out, *more))
+            assert (status, printed) == (1, "")
+            assert err.splitlines()[-1] == f"align-minimal: {out}: another run is training into this folder"
+        process.kill()
+    assert run(capsys, *arguments(folder, out))[0] == 0
+    assert len(metrics(out)) == 4
+
+
+KILL_WORKER = """
+import multiprocessing, os, signal, sys, time
+from align_minimal.__main__ import main
+from align_minimal.training import loop
+learn = loop.Trainer.learn
+def kill(self, batch):
+    if self.step == 1:
+        os.kill(multiprocessing.active_children()[0].pid, signal.SIGKILL)
+        time.sleep(1)
+    return learn(self, batch)
+loop.Trainer.learn = kill
+sys.exit(main(sys.argv[1:]))
+"""
+
+
+def test_a_worker_that_was_killed_is_called_that(folder, tmp_path):
+    argv = arguments(folder, tmp_path / "out", "--workers", 1, steps=30)
+    done = subprocess.run(
+        [sys.executable, "-c", KILL_WORKER, *argv], capture_output=True, text=True, timeout=120
+    )
+    assert done.returncode == 1 and "Traceback" not in done.stderr
+    last = done.stderr.splitlines()[-1]
+    assert "a worker (process " in last and "was killed from outside" in last and "the batch was" not in last
+
+
+# ---- the best model, a frozen tower, another size
+
+
+def test_the_best_model_is_kept_beside_the_last(folder, tmp_path, capsys, monkeypatch):
+    """R@1 by step: 0.25, 0.75, 0.5; then a resumed run finds no better."""
+    scores = iter([0.25, 0.75, 0.5, 0.5, 0.5])
+
+    def measured(model, processor, pairs):
+        model.eval()
+        ways = {"R@1": next(scores), "R@5": 1.0, "R@10": 1.0}
+        return {"images": 24, "texts": 24, "image_to_text": ways, "text_to_image": ways}
+
+    monkeypatch.setattr(loop, "evaluate", measured)
+    monkeypatch.setattr(command, "evaluate", measured)
+    out, more = tmp_path / "out", ("--eval", folder / "data", "--eval-every", 2, "--keep", 9)
+    status, _, err = run(capsys, *arguments(folder, out, *more, steps=6))
+    assert status == 0 and f"the best model, of step 4, is in {out / 'best'}" in err
+    assert json.loads((out / "best" / "evaluation.json").read_text())["step"] == 4
+    same = (out / "checkpoints" / "step-0000004" / "model.safetensors").read_bytes()
+    assert (out / "best" / "model.safetensors").read_bytes() == same
+    assert same != (out / "model.safetensors").read_bytes()
+    assert run(capsys, *arguments(folder, out, *more, "--resume", steps=6))[0] == 0
+    assert json.loads((out / "best" / "evaluation.json").read_text())["step"] == 4
+
+
+def test_measuring_on_the_way_changes_nothing_of_what_is_learnt(folder, begun, tmp_path):
+    out = tmp_path / "measured"
+    assert main(arguments(folder, out, "--eval", folder / "data", "--eval-every", 1)) == 0
+    assert (out / "model.safetensors").read_bytes() == (begun / "model.safetensors").read_bytes()
+
+
+@pytest.mark.parametrize("tower, other", [("image", "text"), ("text", "image")])
+def test_a_frozen_tower_keeps_every_bit_and_the_other_learns(folder, begun, tmp_path, tower, other):
+    argv = arguments(folder, tmp_path / "tuned", "--init", begun, "--freeze", tower)
+    del argv[argv.index("--config") : argv.index("--config") + 2]
+    assert main(argv) == 0
+    before, after = (AlignModel.from_pretrained(p).state_dict() for p in (begun, tmp_path / "tuned"))
+    of = {"image": ("vision_model",), "text": ("text_model", "text_projection")}
+    frozen = [name for name in before if name.startswith(of[tower])]
+    assert frozen and all(torch.equal(before[name], after[name]) for name in frozen)
+    learnt = [n for n in before if n.startswith(of[other]) and "pooler" not in n]
+    assert any(not torch.equal(before[name], after[name]) for name in learnt)
+
+
+def test_freezing_or_measuring_nothing_is_bad_usage(folder, tmp_path, capsys):
+    for more, says in ((("--freeze", "image"), "--init"), (("--eval-every", 2), "--eval")):
+        with pytest.raises(SystemExit) as status:
+            main(arguments(folder, tmp_path / "o", *more))
+        assert status.value.code == 2 and says in capsys.readouterr().err
+
+
+def test_the_pictures_side_can_be_chosen_for_a_new_model_and_a_tuned_one(folder, begun, tmp_path):
+    from align_minimal import AlignProcessor
+
+    assert main(arguments(folder, tmp_path / "new", "--image-size", 24)) == 0
+    argv = arguments(folder, tmp_path / "tuned", "--init", begun, "--image-size", 24)
+    del argv[argv.index("--config") : argv.index("--config") + 2]
+    assert main(argv) == 0
+    for out in ("new", "tuned"):
+        processor = AlignProcessor.from_pretrained(tmp_path / out).image_processor
+        assert processor.crop_size == {"height": 24, "width": 24} and processor.size["height"] == 29
+        assert AlignModel.from_pretrained(tmp_path / out).config.vision_config.image_size == 24
+
+
+def test_the_model_at_the_top_is_the_checkpoint_s_own_file(begun):
+    assert (begun / "model.safetensors").samefile(newest(begun) / "model.safetensors")
+    shutil.rmtree(newest(begun))
+    AlignModel.from_pretrained(begun)
+    assert len(checkpoints(begun)) == 1
+
+
+def test_a_signal_before_the_first_step_of_a_resumed_run_saves_nothing_anew(
+    folder, begun, capsys, monkeypatch
+):
+    meet = loop.Trainer.meet
+
+    def signalled(self, batch, received):
+        os.kill(os.getpid(), signal.SIGTERM)
+        return meet(self, batch, received)
+
+    monkeypatch.setattr(loop.Trainer, "meet", signalled)
+    status, _, err = run(capsys, *arguments(folder, begun, "--resume", steps=9))
+    assert status == 143 and "stopped by SIGTERM, saved step 4" in err and len(metrics(begun)) == 4

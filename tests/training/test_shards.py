@@ -1,0 +1,180 @@
+"""Tar shards: pictures left where they are, places to go on from, and files that mean harm."""
+
+import gzip
+import io
+import itertools
+import json
+import tarfile
+import time
+import tracemalloc
+
+import pytest
+
+from align_minimal.training import shards
+from align_minimal.training.batches import batches
+from align_minimal.training.dataset import Pairs
+from align_minimal.training.pairs import Span
+from tests.training.test_data import encoded, heard, picture, write_tar  # noqa: F401
+
+PNG = encoded(picture())
+
+
+def header(name: str, size: int, kind: bytes = b"0") -> bytes:
+    """A tar header that claims `size` bytes, whatever follows."""
+    info = tarfile.TarInfo(name)
+    info.type, info.size = kind, size
+    return info.tobuf(tarfile.GNU_FORMAT)
+
+
+def pair(name: str) -> bytes:
+    """A picture and its text, as a tar holds them."""
+    file = io.BytesIO()
+    with tarfile.open(fileobj=file, mode="w") as tar:
+        for suffix, content in ((".png", PNG), (".txt", b"a text")):
+            info = tarfile.TarInfo(name + suffix)
+            info.size = len(content)
+            tar.addfile(info, io.BytesIO(content))
+        end = tar.offset
+    return file.getvalue()[:end]
+
+
+def plain(count: int, prefix: str = "p") -> dict[str, bytes]:
+    return {
+        f"{prefix}{i}.{kind}": PNG if kind == "png" else b"x" for i in range(count) for kind in ("png", "txt")
+    }
+
+
+def test_a_picture_in_a_plain_tar_is_not_read_before_it_is_needed(tmp_path, monkeypatch):
+    shard = write_tar(tmp_path / "a.tar", plain(3))
+    spans = list(Pairs([shard]).unread())
+    assert [type(p.image) for p in spans] == [Span] * 3
+    assert [p.picture() for p in spans] == [PNG] * 3
+    assert [p.image for p in Pairs([shard])] == [PNG] * 3
+    with monkeypatch.context() as patch:
+        patch.setattr(Span, "read", lambda self: pytest.fail("read"))
+        list(itertools.islice(batches(Pairs([shard]), 2, 0), 9))
+
+
+@pytest.mark.parametrize("name, mode", [("a.tar", "w"), ("a.tar.gz", "w:gz")])
+def test_each_pair_s_place_leads_to_it_and_to_the_rest(tmp_path, name, mode):
+    long = {
+        f"{'long name/' * 30}{i}.{kind}": PNG if kind == "png" else b"y"
+        for i in range(2)
+        for kind in ("png", "txt")
+    }
+    shard = write_tar(tmp_path / name, {"first.md": b"?" * 3000, **plain(3), **long, "last.md": b"!"}, mode)
+    found = list(shards.read_shard(shard, number=0))
+    assert len(found) == 5
+    for i, (pair, after) in enumerate(found):
+        assert Pairs([shard]).at(pair.place) == pair
+        assert [p for p, _ in shards.read_shard(shard, 0, after)] == [p for p, _ in found[i + 1 :]]
+    for wrong in ((0, 2**60), (3, 0), (0, 7)):
+        assert Pairs([shard]).at(wrong) is None
+
+
+@pytest.mark.parametrize("packed", [False, True], ids=["tar", "tar.gz"])
+@pytest.mark.parametrize("kind", [b"V", b"S", b"Z", b"0", b"L", b"x", b"g"], ids=lambda kind: kind.decode())
+def test_a_header_that_claims_more_than_there_is_ends_the_shard_and_no_more(tmp_path, heard, kind, packed):  # noqa: F811
+    for size in (2**62, 2**40):
+        content = pair("good") + pair("doubtful") + header("huge", size, kind) + pair("never")
+        shard = tmp_path / f"{size}.tar{'.gz' * packed}"
+        shard.write_bytes(gzip.compress(content) if packed else content)
+        tracemalloc.start()
+        began = time.monotonic()
+        assert [p.texts for p in Pairs([shard])][:1] == [("a text",)]
+        assert time.monotonic() - began < 20 and tracemalloc.get_traced_memory()[1] < 2**26
+        tracemalloc.stop()
+    assert len(heard()) >= 1 and all("broken here" in message for message in heard())
+
+
+def test_a_negative_size_is_no_endless_loop(tmp_path, heard):  # noqa: F811
+    bad = bytearray(header("back", 0))
+    bad[124:136] = b"\xff" * 10 + b"\xfc\x00"  # −1024, in base 256
+    bad[148:156] = b"        "
+    bad[148:156] = b"%06o\0 " % sum(bad)
+    (tmp_path / "a.tar").write_bytes(pair("good") + pair("doubtful") + bytes(bad) + pair("never"))
+    assert [p.texts for p in Pairs([tmp_path / "a.tar"])] == [("a text",)]
+    assert "claims -1,024 bytes" in heard()[0]
+
+
+@pytest.mark.parametrize("suffix", ["tar", "tar.gz"])
+def test_what_is_no_part_of_a_pair_is_never_held(tmp_path, suffix):
+    """300 MB of zeros, 0.3 MB in the file."""
+    size = 300 * 2**20
+    with (gzip.open if suffix == "tar.gz" else open)(tmp_path / f"a.{suffix}", "wb") as file:
+        file.write(pair("one") + header("video.mp4", size))
+        for _ in range(300):
+            file.write(bytes(2**20))
+        file.write(pair("two") + bytes(1024))
+    tracemalloc.start()
+    assert [p.name.rpartition("/")[2] for p in Pairs([tmp_path])] == ["one", "two"]
+    assert tracemalloc.get_traced_memory()[1] < 2**25
+    tracemalloc.stop()
+
+
+def test_a_text_or_picture_beyond_the_limit_is_passed_over_by_name(tmp_path, heard, monkeypatch):  # noqa: F811
+    monkeypatch.setattr(shards, "LONGEST_TEXT", 100)
+    monkeypatch.setattr(shards, "LARGEST_PICTURE", len(PNG))
+    files = {
+        "a.png": PNG,
+        "a.txt": b"x" * 101,
+        "b.png": PNG + b"?",
+        "b.txt": b"x",
+        "c.png": PNG,
+        "c.txt": b"x" * 100,
+    }
+    shard = write_tar(tmp_path / "a.tar", files)
+    assert [p.name for p in Pairs([shard])] == [f"{shard}/c"]
+    assert [m.removeprefix(f"{shard}/") for m in heard()] == [
+        "a: skipped, .txt of 101 bytes",
+        f"b: skipped, .png of {len(PNG) + 1:,} bytes",
+    ]
+
+
+def test_a_sparse_member_is_no_picture_of_a_terabyte(tmp_path, heard):  # noqa: F811
+    sparse = tarfile.TarInfo("s.png")
+    sparse.type, sparse.size = tarfile.GNUTYPE_SPARSE, 512
+    block = bytearray(sparse.tobuf(tarfile.GNU_FORMAT))
+    block[386:398], block[398:410] = b"%011o\0" % 0, b"%011o\0" % 512  # one piece of data …
+    block[483:495] = b"\x80" + (2**40).to_bytes(11, "big")  # … of a file of a terabyte
+    block[148:156] = b"        "
+    block[148:156] = b"%06o\0 " % sum(block)
+    text = header("s.txt", 1) + b"x".ljust(512, b"\0")
+    (tmp_path / "a.tar").write_bytes(bytes(block) + bytes(512) + text + pair("good") + bytes(1024))
+    assert [p.texts for p in Pairs([tmp_path])] == [("a text",)]
+    assert "s: skipped, .png of 1,099,511,627,776 bytes with holes" in heard()[0]
+
+
+def test_after_many_batches_the_first_ones_shards_are_not_opened_again(tmp_path, monkeypatch):
+    """Resuming reads the shards of its own block, not those before it."""
+    monkeypatch.setattr(Pairs, "BUFFER", 8)
+    for i in range(12):
+        write_tar(tmp_path / f"{i:02}.tar", plain(8, f"{i}-"))
+    drawn = list(itertools.islice(batches(Pairs([tmp_path]), 4, 0), 24))
+    opened, read = [], shards.read_shard
+    monkeypatch.setattr(
+        "align_minimal.training.dataset.read_shard", lambda s, *more: opened.append(s) or read(s, *more)
+    )
+    again = batches(Pairs([tmp_path]), 4, 0, drawn[19][1])
+    assert [next(again)[0] for _ in range(4)] == [batch for batch, _ in drawn[20:]]
+    assert len(opened) <= 4  # of 12: two of the block, two of what is carried into it
+
+
+def test_a_position_from_a_file_that_could_not_be_is_refused():
+    from align_minimal.training.batches import Position
+
+    good = {"epoch": 1, "block": 0, "start": [0, 5], "carry": [[0, 1]], "full": True, "taken": 2}
+    assert Position.read(good).taken == 2
+    for wrong in (
+        {"taken": 2**63},
+        {"taken": -1},
+        {"epoch": True},
+        {"start": [1]},
+        {"carry": 7},
+        {"carry": [[1]]},
+    ):
+        with pytest.raises(ValueError, match="not a position"):
+            Position.read(good | wrong)
+    for wrong in (None, [], json.loads("{}"), "x"):
+        with pytest.raises(ValueError, match="not a position"):
+            Position.read(wrong)

@@ -50,8 +50,9 @@ class ModelOutput(dict):
         register(cls)
 
     def __init__(self, items: Mapping[str, Any] | Iterable[tuple[str, Any]] = (), **fields):
-        super().__init__()
-        self.update(items, **fields)
+        given = dict(items, **fields)
+        in_order = (*self.fields, *given)  # the class's own fields first, in its order
+        super().__init__({name: given[name] for name in in_order if given.get(name) is not None})
 
     def __getattr__(self, name):
         if name not in self and name not in self.fields:

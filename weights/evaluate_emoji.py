@@ -1,10 +1,11 @@
 """The figures in `weights/emoji/README.md`: a checkpoint measured on imagefolders through the public classes.
 
-    python weights/evaluate_emoji.py data/emoji/fluent --model runs/tune    # a designer held out of a run
+    python weights/evaluate_emoji.py data/emoji/twemoji --model runs/tune    # a designer held out of a run
     python weights/prepare_emoji.py data/final --final-test
     python weights/evaluate_emoji.py data/final/noto                # once, when nothing changes any more
 
-Every picture is asked for its name (the first caption) among all the others' names, and the reverse.
+Every picture is asked for its name (the first caption, or CLDR's name in --language) among all the others'
+names, and the reverse. Some languages give two things one name; such a tie counts against the model.
 `shuffled` gives each picture another one's name: a leak would show there. `pixels` looks up the nearest
 picture among --gallery's, by cosine of 16×16 thumbnails less their mean, and answers with that one's concept:
 what no learning gives.
@@ -15,6 +16,7 @@ from __future__ import annotations
 import argparse
 import json
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import torch
@@ -24,16 +26,16 @@ from torch import Tensor
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # run from a checkout without installing
 from align_minimal import AlignModel, AlignProcessor
-from weights.prepare_emoji import unseen
+from weights.prepare_emoji import LANGUAGES, unseen
 
 ROUNDS, LABELS = 20, 10
 
 
-def read(folder: Path) -> tuple[list[Path], list[str], list[str]]:
-    """An imagefolder's files, first captions and concepts."""
+def read(folder: Path, language: str = "en") -> list[tuple[Path, str, str]]:
+    """An imagefolder's files, with the name in that language (where there is one) and the concept of each."""
     entries = [json.loads(line) for line in (folder / "metadata.jsonl").read_text("utf-8").splitlines()]
-    files = [folder / e["file_name"] for e in entries]
-    return files, [e["text"][0] for e in entries], [e["concept"] for e in entries]
+    texts = ((e, e["text"] if language == "en" else e["world"].get(language)) for e in entries)
+    return [(folder / e["file_name"], captions[0], e["concept"]) for e, captions in texts if captions]
 
 
 @torch.no_grad()
@@ -89,20 +91,24 @@ def thumbnails(files: list[Path]) -> Tensor:
 
 def pixel_baseline(files: list[Path], concepts: list[str], galleries: list[Path]) -> float:
     """How often the nearest picture of the galleries is of the same concept."""
-    known = [read(g) for g in galleries]
-    gallery = thumbnails([f for files, _, _ in known for f in files])
-    labels = [c for _, _, names in known for c in names]
+    known = [row for folder in galleries for row in read(folder)]
+    gallery = thumbnails([file for file, _, _ in known])
+    labels = [concept for _, _, concept in known]
     mean = gallery.mean(dim=0)
     nearest = F.normalize(thumbnails(files) - mean) @ F.normalize(gallery - mean).T
     answers = [labels[i] for i in nearest.argmax(dim=1)]
     return round(sum(a == c for a, c in zip(answers, concepts, strict=True)) / len(concepts), 4)
 
 
-def evaluate(folder: Path, name: str, galleries: list[Path] = (), only_unseen: bool | None = None) -> dict:
-    """All the figures of the checkpoint `name` on an imagefolder, or on its (un)seen concepts only."""
-    rows = [
-        row for row in zip(*read(folder), strict=True) if only_unseen is None or unseen(row[2]) == only_unseen
-    ]
+def evaluate(
+    folder: Path,
+    name: str,
+    galleries: list[Path] = (),
+    pick: Callable[[str], bool] = lambda concept: True,
+    language: str = "en",
+) -> dict:
+    """All the figures of the checkpoint `name` on an imagefolder, or on the concepts that `pick` takes."""
+    rows = [row for row in read(folder, language) if pick(row[2])]
     files, names, concepts = map(list, zip(*rows, strict=True))
     model, processor = AlignModel.from_pretrained(name).eval(), AlignProcessor.from_pretrained(name)
     images, texts = embed(model, processor, files, names)
@@ -121,13 +127,18 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument(
         "--gallery", type=Path, nargs="*", default=[], help="imagefolders to look pixels up in"
     )
+    parser.add_argument("--language", nargs="+", default=["en"], choices=["en", *LANGUAGES], metavar="CODE")
     which = parser.add_mutually_exclusive_group()
     which.add_argument("--unseen", action="store_true", help="only what --fewer-concepts leaves out")
     which.add_argument("--seen", action="store_true", help="only the rest")
     args = parser.parse_args(argv)
     try:
-        only_unseen = True if args.unseen else False if args.seen else None
-        print(json.dumps(evaluate(args.data, args.model, args.gallery, only_unseen), indent=2))
+        seen = (True,) if args.unseen else (False,) if args.seen else (True, False)
+        results = {
+            language: evaluate(args.data, args.model, args.gallery, lambda c: unseen(c) in seen, language)
+            for language in args.language
+        }
+        print(json.dumps(results, indent=2))
     except (FileNotFoundError, ValueError) as error:
         print(error, file=sys.stderr)
         return 1

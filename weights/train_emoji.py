@@ -362,7 +362,8 @@ class Training:
 
     def left(self) -> float:
         """1 until the tail, from there evenly to 0 after the last step."""
-        return min(1.0, (self.args.steps - self.step) / (TAIL * (self.args.steps - self.args.texts_first)))
+        together = self.args.steps - self.args.texts_first or self.args.steps  # steps of both towers, if any
+        return min(1.0, (self.args.steps - self.step) / (TAIL * together))
 
     def rate(self) -> float:
         """Up from 0 at first, and again where the image tower joins in; down in the tail."""

@@ -56,6 +56,7 @@ FAMILIES = (  # drawn by one hand, or after one another: held out together, or n
     ("fluent", "fluent-shaded", "fluent-contrast"),
     ("emojitwo", "emojione-v1", "emojione-monotone"),
 )
+ONE_COLOUR = ("fluent-contrast", "emojione-monotone")  # without these two a designer held out is known better
 FINAL_TEST = {"noto": "@iconify-json/noto@1"}
 NOISE = {
     "fluent-color": "@iconify-json/fluent-color@1.2.21",  # MIT

@@ -3,11 +3,11 @@
     python weights/train_emoji.py data/emoji --out runs/emoji
 
 Two stages. The first is `align-minimal train` (it prints the command) on five designers' art with names in
-English: 6,000 steps. The second goes on from there, with eight sets and twelve languages, in a loop of its own
-made of the package's parts: σ is held; distortions fade at the end; what is saved is the running average of
-the weights. At first a new text tower, for a new vocabulary, learns alone what the image tower knows already.
-The image tower's stem and first blocks, where most of the time goes, stay as they are, so what they make of
-each picture is computed once, distorted in a few ways.
+English: 6,000 steps. The second goes on from there with eight sets and twelve languages, in a loop of its
+own made of the package's parts: σ is held; distortions fade at the end; what is saved is the running average
+of the weights. At first a new text tower, for a new vocabulary, learns alone what the image tower knows
+already. The image tower's stem and first blocks, where most of the time goes, stay as they are, so what they
+make of each picture is computed once, distorted in a few ways.
 
 A run that was interrupted goes on where it stopped when the command is given again: everything random in a
 step follows from the seed and the step's number. To try a setting on a designer held out, at small cost:
@@ -335,18 +335,17 @@ class Training:
 def measure(args: argparse.Namespace) -> dict:
     """R@K on the set held out, by language; with --halve, on each half of the concepts too."""
 
-    def figures(model: Path, language: str, wanted: tuple[bool, ...] = (True, False)) -> dict:
+    def figures(model: Path, languages: list[str], wanted: tuple[bool, ...] = (True, False)) -> dict:
         def pick(concept: str) -> bool:
             return (not args.small or ablations.used_concept(concept)) and first_half(concept) in wanted
 
-        folder = args.data / args.hold_out
-        return evaluate_emoji.evaluate(folder, str(model), pick=pick, language=language)
+        return evaluate_emoji.evaluate(args.data / args.hold_out, str(model), pick, languages)
 
-    result = {language: figures(args.out, language) for language in ["en", *args.languages]}
+    result = figures(args.out, ["en", *args.languages])
     for language in args.halve:
-        result[f"{language}, captions seen"] = figures(args.out, language, (True,))
-        result[f"{language}, captions not seen"] = figures(args.out, language, (False,))
-    return result | {"en, weights not averaged": figures(args.out / "last", "en")}
+        result[f"{language}, captions seen"] = figures(args.out, [language], (True,))[language]
+        result[f"{language}, captions not seen"] = figures(args.out, [language], (False,))[language]
+    return result | {"en, weights not averaged": figures(args.out / "last", ["en"])["en"]}
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

@@ -18,7 +18,7 @@ import torch.nn as nn
 import torch.nn.functional as F
 from torch import Tensor
 
-from align_minimal import AlignProcessor
+from align_minimal import AlignModel, AlignProcessor
 from align_minimal.support.hub import write_atomically
 from align_minimal.tokenizer import BertTokenizer
 from align_minimal.training.pairs import Pair, Prepare, read_folder
@@ -86,18 +86,26 @@ def save_array(path: Path, array: np.ndarray) -> None:
 
 
 class Captions:
-    """Texts → input_ids and attention_mask, each text cut into pieces once."""
+    """Texts → input_ids, each text cut into pieces once."""
 
     def __init__(self, tokenizer: BertTokenizer):
         self.tokenizer, self.known = tokenizer, {}
 
-    def __call__(self, texts: list[str]) -> tuple[Tensor, Tensor]:
+    def __call__(self, texts: list[str]) -> list[Tensor]:
         for text in texts:
             if text not in self.known:
                 self.known[text] = self.tokenizer(text, truncation=True, max_length=32)["input_ids"]
-        ids = [torch.tensor(self.known[text]) for text in texts]
-        ids = nn.utils.rnn.pad_sequence(ids, batch_first=True, padding_value=self.tokenizer.pad_token_id)
-        return ids, (ids != self.tokenizer.pad_token_id).long()  # (B, T) each
+        return [torch.tensor(self.known[text]) for text in texts]
+
+
+def embed_texts(model: AlignModel, ids: list[Tensor], parts: int = 4) -> Tensor:
+    """Text features in the order of `ids`, in parts of like length, as most captions are short. (B, D)"""
+    order = sorted(range(len(ids)), key=lambda i: len(ids[i]))
+    size, found = -(-len(ids) // parts), []
+    for start in range(0, len(ids), size):
+        padded = nn.utils.rnn.pad_sequence([ids[i] for i in order[start : start + size]], batch_first=True)
+        found.append(model.get_text_features(padded, (padded != 0).long()))  # [PAD] is 0
+    return torch.cat(found)[torch.tensor(order).argsort()]
 
 
 def distort(pixels: Tensor, size: int, flip: Tensor, strength: float, draw: torch.Generator) -> Tensor:

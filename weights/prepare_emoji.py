@@ -163,7 +163,8 @@ def find_icons(files: dict[str, dict], concepts: dict[str, dict]) -> dict[str, s
     chars = {code_points(k): v for k, v in files.get("package/chars.json", {}).items()}
     names = [*aliases, *icons["icons"]]
     # Streamline numbers its variants ("clinking-glasses-1"): the first stands for a name that no icon has.
-    by_name = {squash(re.sub(r"-\d$", "", name)): name for name in reversed(names)}
+    numbered = [name for name in reversed(names) if re.search(r"-\d$", name) and "keycap" not in name]
+    by_name = {squash(name[:-2]): name for name in numbered}
     by_name |= {squash(name): name for name in names}
     found = {}
     for concept, words in concepts.items():

@@ -42,11 +42,11 @@ from align_minimal.support.hub import write_atomically, write_json
 from align_minimal.support.outputs import Batch
 from align_minimal.tokenizer import BertTokenizer
 from align_minimal.training.lamb import parameter_groups
-from align_minimal.training.loop import PairEncoder, new_image_processor
+from align_minimal.training.loop import new_image_processor
 from align_minimal.training.pairs import Pair, Pairs, batches
 from align_minimal.training.run_folder import Run
 from weights import ablations, evaluate_emoji, prepare_emoji
-from weights.emoji_pairs import Captions, Pictures, distort, first_half, read_pairs, save_array
+from weights.emoji_pairs import Captions, Pictures, distort, embed_texts, first_half, read_pairs, save_array
 
 FIRST = ("twemoji", "openmoji", "fluent", "emojitwo", "fxemoji")
 FIRST_RECIPE = "--preset emoji --augment drawings --flip --batch-size 256 --optimizer adamw --lr 3e-3"
@@ -216,7 +216,6 @@ class Training:
             self.views = Views(args.views or args.out / "views", self.model, args, self.pictures, self.side)
         groups = parameter_groups(self.model, weight_decay=DECAY)
         self.optimizer = torch.optim.AdamW(groups, betas=(0.9, 0.98), fused=True)
-        self.encoder = PairEncoder(self.model, "bf16")
         if (args.out / "training.pt").exists():
             self.load()
         if self.step < args.texts_first:
@@ -253,8 +252,7 @@ class Training:
         texts = [rng.choice(pair.texts) for pair in pairs]
         flip = torch.tensor([pair.mirror and rng.random() < 0.5 for pair in pairs])
         draw = torch.Generator().manual_seed(rng.getrandbits(63))
-        ids, mask = self.captions(texts)
-        batch = Batch(input_ids=ids, attention_mask=mask)
+        batch = Batch(ids=self.captions(texts))
         if self.step < self.args.texts_first:
             return batch
         if self.args.freeze:
@@ -279,17 +277,17 @@ class Training:
     def embeddings(self, pairs: list[Pair]) -> tuple[Tensor, Tensor, Tensor]:
         """Texts and images, (B, D) each, normalized, and σ. At first, maybe, only the texts are learnt."""
         batch = self.batch(pairs)
-        if self.step >= self.args.texts_first and not self.args.freeze:
-            return self.encoder(batch)
         with torch.autocast("cpu", torch.bfloat16):
-            texts = self.model.get_text_features(batch["input_ids"], batch["attention_mask"])
+            texts = embed_texts(self.model, batch["ids"])
             if self.step < self.args.texts_first:
                 images = self.table[[self.pictures.rows[pair.name] for pair in pairs]]
-            else:
+            elif self.args.freeze:
                 images = batch["features"]
                 for block in self.model.vision_model.blocks[self.args.freeze :]:
                     images = block(images)
                 images = images.mean((2, 3))
+            else:
+                images = self.model.get_image_features(batch["pixel_values"])
         return F.normalize(texts.float(), dim=-1), F.normalize(images.float(), dim=-1), self.model.temperature
 
     def learn(self, pairs: list[Pair]) -> float:

@@ -36,6 +36,14 @@ def test_other_languages_name_the_same_concepts_with_or_without_the_selector():
     assert concepts["1f34e"]["world"] == {}
 
 
+def test_a_numbered_icon_stands_for_its_name_but_a_keycap_for_its_own_digit_only():
+    icons = {name: {"body": name} for name in ("glasses-1", "glasses-2", "glass", "glass-1", "keycap-1")}
+    concepts = {name: {"name": name, "names": []} for name in ("glasses", "glass", "keycap: #", "keycap: 1")}
+    found = prepare_emoji.find_icons({"package/icons.json": {"icons": icons}}, concepts)
+    bodies = {concept: svg.split(">")[1].split("<")[0] for concept, svg in found.items()}
+    assert bodies == {"glasses": "glasses-1", "glass": "glass", "keycap: 1": "keycap-1"}
+
+
 def test_a_language_has_the_name_first_and_most_often():
     words = {
         "world": {"de": {"name": "Apfel", "keywords": ["Obst", "rot"]}, "fr": {"name": "a", "keywords": []}}

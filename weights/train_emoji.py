@@ -54,7 +54,7 @@ FIRST_RECIPE += " --warmup 100 --weight-decay 0.05 --vocab-size 4000 --precision
 
 BATCH, WARMUP, DECAY, VOCABULARY = 256, 100, 0.05, 12000
 AVERAGE = 0.998  # of the weights: what the average keeps at each step
-TAIL = 0.4  # the last share of a run: rate and distortions stay as they are until then, then fall evenly
+TAIL = 0.3  # the last share of a run: rate and distortions stay as they are until then, then fall evenly
 VIEWS = 8  # distortions of each picture that the frozen blocks see
 SAVE_EVERY = 250
 FILES = ("config.json", "model.safetensors", "preprocessor_config.json", "vocab.txt")
@@ -360,7 +360,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--languages", nargs="*", default=prepare_emoji.LANGUAGES, help="of captions, beside English")
     add("--halve", nargs="*", default=[], help="languages whose captions half of the concepts lack")
     add("--texts-first", type=int, default=1000, help="steps in which the text tower learns alone (1000)")
-    add("--steps", type=int, default=2800, help="of these and of both towers together (2800)")
+    add("--steps", type=int, default=1720, help="of these and of both towers together (1720)")
     add("--rate", type=float, default=2e-3, help="the highest learning rate (2e-3)")
     add("--sigma", type=float, default=1 / 32, help="hold σ there; 0: learn it (1/32)")
     add("--strong", type=float, default=0.7, help="strength of the distortions at first (0.7)")

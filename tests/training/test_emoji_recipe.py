@@ -153,8 +153,8 @@ def schedule(**options):
 def test_the_rate_rises_twice_and_falls_in_the_tail_only():
     rates = schedule()
     assert rates[50] == pytest.approx(0.5) and rates[100] == rates[500] == 1.0
-    assert rates[550] == pytest.approx(0.5) and rates[600] == rates[1100] == 1.0
-    assert rates[1301] == pytest.approx(0.5) and rates[1500] == pytest.approx(1 / 400)
+    assert rates[550] == pytest.approx(0.5) and rates[600] == rates[1200] == 1.0
+    assert rates[1351] == pytest.approx(0.5) and rates[1500] == pytest.approx(1 / 300)
 
 
 @pytest.fixture

@@ -13,7 +13,7 @@ import matplotlib.pyplot as plt
 
 from align_minimal import AlignModel, AlignProcessor
 from align_minimal.image_processor import load_image
-from align_minimal.using.retrieval import ZeroShotClassifier
+from align_minimal.using.zero_shot import ZeroShotClassifier
 
 HERE = Path(__file__).resolve().parent
 COLUMNS, SHOWN = 4, 3  # pictures in a row, labels under each

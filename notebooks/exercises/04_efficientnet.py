@@ -59,6 +59,7 @@ class AlignVisionModel(PretrainedModel):
     config_class = AlignVisionConfig
     __call__: Callable[..., VisionOutput]  # forward's result, for type checkers
     prefix = "vision_model."
+    input_embeddings = "stem.conv"
 
     def __init__(self, config: AlignVisionConfig):
         raise NotImplementedError

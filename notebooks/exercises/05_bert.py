@@ -145,6 +145,7 @@ class AlignTextModel(PretrainedModel):
     config_class = AlignTextConfig
     __call__: Callable[..., TextOutput]  # forward's result, for type checkers
     prefix = "text_model."
+    input_embeddings = "embeddings.word"
 
     def __init__(self, config: AlignTextConfig, add_pooling_layer: bool = True):
         raise NotImplementedError

@@ -38,6 +38,7 @@ class AlignModel(PretrainedModel):
     """
 
     config_class = AlignConfig
+    input_embeddings = "text_model.embeddings.word"
     __call__: Callable[..., AlignOutput]  # forward's result, for type checkers
 
     def __init__(self, config: AlignConfig):

@@ -166,6 +166,7 @@ class AlignVisionModel(PretrainedModel):
     config_class = AlignVisionConfig
     __call__: Callable[..., VisionOutput]  # forward's result, for type checkers
     prefix = "vision_model."
+    input_embeddings = "stem.conv"
 
     def __init__(self, config: AlignVisionConfig):
         raise NotImplementedError
@@ -297,6 +298,7 @@ class AlignTextModel(PretrainedModel):
     config_class = AlignTextConfig
     __call__: Callable[..., TextOutput]  # forward's result, for type checkers
     prefix = "text_model."
+    input_embeddings = "embeddings.word"
 
     def __init__(self, config: AlignTextConfig, add_pooling_layer: bool = True):
         raise NotImplementedError
@@ -366,6 +368,7 @@ class AlignModel(PretrainedModel):
     """
 
     config_class = AlignConfig
+    input_embeddings = "text_model.embeddings.word"
     __call__: Callable[..., AlignOutput]  # forward's result, for type checkers
 
     def __init__(self, config: AlignConfig):

@@ -25,8 +25,8 @@ def mutation(name: str, file: str, test: str, hint: str, *, old: str, new: str) 
     return Mutation(name, file, old, new, test, hint)
 
 
-PART = "model/test_efficientnet.py::test_part_equals_the_reference_in_values_and_gradients"
-TOWER = "model/test_vision_tower.py::test_tower_equals_the_reference_in_values_and_gradients"
+PART = "model/test_efficientnet.py::test_part_equals_hugging_face_in_values_and_gradients"
+TOWER = "model/test_vision_tower.py::test_tower_equals_hugging_face_in_values_and_gradients"
 GOLDEN_TEXTS = "inputs/test_tokenizer.py::test_tokens_ids_and_decoded_text_equal_the_reference_s"
 TWO_PROCESSES = "training/test_distributed_loss.py::test_two_processes_have_the_loss_and_gradients_of_one"
 GOLDEN_PIXELS = "inputs/test_image_processor.py::test_pixels_equal_the_reference_s_bit_for_bit"
@@ -271,7 +271,7 @@ IMAGE_TOWER = [
         "residual-on-first-block",
         "efficientnet.py",
         "model/test_efficientnet.py::test_a_stage_s_first_block_has_no_residual_even_where_it_keeps_the_width",
-        "a stage's first block has no residual in the reference, even where stride and width would allow it",
+        "a stage's first block has no residual in Hugging Face, even where stride and width would allow it",
         old="residual=not first,",
         new="residual=not first or (stride == 1 and round_filters(c_in, config) == "
         "round_filters(c_out, config)),",
@@ -389,6 +389,22 @@ IMAGE_TOWER = [
         "where spec.residual is set, the block's input is added to its branch",
         old="return x + self.drop_connect(h) if",
         new="return self.drop_connect(h) if",
+    ),
+    mutation(
+        "batch-counted-twice",
+        "support/module.py",
+        "model/test_module.py::test_gradient_checkpointing_counts_a_batch_once_in_the_running_statistics",
+        "the backward pass computes a block again, but BatchNorm has seen only one batch",
+        old="contexts = lambda: (nullcontext(), statistics_kept(block))",
+        new="contexts = lambda: (nullcontext(), nullcontext())",
+    ),
+    mutation(
+        "infinite-weights",
+        "support/weights_file.py",
+        "model/test_hostile_checkpoints.py::test_weights_that_are_not_finite_are_refused_by_key",
+        "one flipped bit can make a weight infinite or NaN, and every number after it",
+        old="if not np.isfinite(total) and not tensor.isfinite().all():",
+        new="if np.isnan(total):",
     ),
     mutation(
         "infinite-pixels",
@@ -560,7 +576,7 @@ LOSS_AND_MODEL = [
         "sum-of-both-directions",
         "contrastive.py",
         "model/test_contrastive.py::test_hand_computed_loss",
-        "the paper sums equations (1) and (2); the reference, and so this loss, takes their mean",
+        "the paper sums equations (1) and (2); Hugging Face, and so this loss, takes their mean",
         old="return (text_to_image + image_to_text) / 2",
         new="return text_to_image + image_to_text",
     ),

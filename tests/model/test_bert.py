@@ -121,7 +121,7 @@ def test_hidden_states_run_from_the_embeddings_to_the_output(files):
     assert plain.hidden_states is None and plain.attentions is None
 
 
-def test_the_tuple_has_the_order_of_the_reference(files):
+def test_the_tuple_has_the_order_of_hugging_face(files):
     model, ids = tower(files["absolute"]), torch.tensor([[2, 5, 3]])
     output, plain = model(ids, **EVERYTHING), model(ids, **EVERYTHING, return_dict=False)
     assert type(plain) is tuple

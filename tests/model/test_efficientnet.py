@@ -50,7 +50,7 @@ def our_name(part: str) -> str:
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32], ids=str)
 @pytest.mark.parametrize(("case", "part"), PARTS)
-def test_part_equals_the_reference_in_values_and_gradients(case, part, dtype):
+def test_part_equals_hugging_face_in_values_and_gradients(case, part, dtype):
     """The stem, each part of MBConv, and each kind of block, at inputs with odd and even sides."""
     arrays, model, name = tensors(case, part), tower(case, dtype), our_name(part)
     module = model.get_submodule(name)

@@ -46,7 +46,7 @@ OPTIONS = {
 @DTYPES
 @pytest.mark.parametrize("mode", ["eval", "train"])
 @pytest.mark.parametrize("case", CASES)
-def test_tower_equals_the_reference_in_values_and_gradients(case, mode, dtype):
+def test_tower_equals_hugging_face_in_values_and_gradients(case, mode, dtype):
     """In training BatchNorm takes the batch's own statistics, and gradients go through them."""
     model, x, expected = tower(case, dtype).train(mode == "train"), pixels(case, dtype), tensors(case, mode)
     out = model(x)
@@ -68,7 +68,7 @@ def test_hidden_states_are_the_stem_s_output_and_every_block_s(case):
 
 
 @pytest.mark.parametrize("name", ["relu", "gelu_new", "mish"])
-def test_every_activation_equals_the_reference(name):
+def test_every_activation_equals_hugging_face(name):
     """swish and gelu are the golden towers' own."""
     x, expected = pixels("vision_mean"), tensors("vision_mean", f"activation/{name}")
     out = tower("vision_mean", hidden_act=name)(x).pooler_output
@@ -77,7 +77,7 @@ def test_every_activation_equals_the_reference(name):
     assert_close(x.grad, expected["grad_input"], 1e-10, f"{name}, gradient of the pixels")
 
 
-def test_selu_and_a_callable_work_where_the_reference_has_no_selu():
+def test_selu_and_a_callable_work_where_hugging_face_has_no_selu():
     x = pixels("vision_mean")
     by_name = tower("vision_mean", hidden_act="selu")(x).pooler_output
     by_callable = tower("vision_mean", hidden_act=torch.nn.functional.selu)(x).pooler_output
@@ -87,7 +87,7 @@ def test_selu_and_a_callable_work_where_the_reference_has_no_selu():
 
 @DTYPES
 @pytest.mark.parametrize("options", OPTIONS)
-def test_live_reference_agrees_in_values_and_gradients(options, dtype):
+def test_live_transformers_agrees_in_values_and_gradients(options, dtype):
     transformers = pytest.importorskip("transformers", reason="transformers is not installed")
     config = AlignVisionConfig(**OPTIONS[options])
     torch.manual_seed(0)

@@ -61,8 +61,8 @@ class BertTokenizer:
         self.clean_up_tokenization_spaces = clean_up_tokenization_spaces
         self.pad_token, self.unk_token, self.cls_token = pad_token, unk_token, cls_token
         self.sep_token, self.mask_token = sep_token, mask_token
-        special = unk_token, sep_token, pad_token, cls_token, mask_token
-        self.all_special_tokens = list(dict.fromkeys(special))
+        special = dict.fromkeys((unk_token, sep_token, pad_token, cls_token, mask_token))
+        self.all_special_tokens = list(special)
         self.ids_to_tokens = dict(enumerate(vocab_files.load_vocabulary(vocab_file, self.all_special_tokens)))
         self.vocab = {token: i for i, token in self.ids_to_tokens.items()}
         self.vocab_size = len(self.vocab)

@@ -33,6 +33,7 @@ import torch
 
 from align_minimal.support import batching, vocab_files
 from align_minimal.support.hub import find_file
+from align_minimal.support.marks import LONG_RUN, sort_marks
 from align_minimal.support.outputs import Batch
 from align_minimal.support.vocab_files import OPTIONS, ROLES
 from align_minimal.training.vocabulary import Pair

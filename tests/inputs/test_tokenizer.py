@@ -4,6 +4,7 @@ import json
 import pickle
 import random
 import string
+import time
 import unicodedata
 from collections import Counter
 from importlib import import_module
@@ -17,6 +18,7 @@ import torch
 
 from align_minimal import BertTokenizer
 from align_minimal.support.batching import truncate
+from align_minimal.support.marks import sort_marks
 from align_minimal.support.vocab_files import OPTIONS
 from align_minimal.training.vocabulary import PairCounts, best_pair, learn_pieces
 from align_minimal.wordpiece import ACCENTS, PUNCTUATION, clean, lower, wordpiece
@@ -113,6 +115,24 @@ def test_patterns_find_what_unicodedata_calls_a_mark_or_punctuation_on_every_cod
         ):
             wrong.append(hex(ord(c)))
     assert wrong == []
+
+
+def test_sorting_long_runs_of_marks_leaves_the_normal_forms_as_they_are():
+    rng = random.Random(0)
+    marks = [c for c in map(chr, range(0x11000)) if unicodedata.category(c)[0] == "M"]
+    for _ in range(60):
+        few = rng.sample(marks, rng.choice((2, 5, 50))) + ["\u0344", "\u0f73", "\u0903"]
+        text = "".join(rng.choice(("é", "a", "")) + "".join(rng.choices(few, k=600)) for _ in range(2))
+        assert sort_marks(text) != text
+        for form in ("NFC", "NFD"):
+            assert unicodedata.normalize(form, sort_marks(text)) == unicodedata.normalize(form, text)
+
+
+@pytest.mark.parametrize("text", ["a\u0301\u0323", "\u0f73\u0f71", "\u0301\u0323\u0903", "[SE", "q", "q "])
+def test_a_megabyte_of_anything_takes_seconds(tokenizer, text):
+    start = time.process_time()
+    tokenizer(text * (1_000_000 // len(text.encode())))
+    assert time.process_time() - start < 10
 
 
 def test_padding_rows_later_equals_padding_at_once(tokenizer):

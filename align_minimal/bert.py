@@ -9,7 +9,6 @@ Leaves out: all that only a decoder needs (cache, cross-attention), and the feed
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
 
 import torch
 from torch import Tensor, nn
@@ -184,7 +183,7 @@ def layer_head_masks(head_mask: Tensor | None, config: AlignTextConfig) -> list[
     return list(head_mask.expand(layers, heads)[:, None, :, None, None])
 
 
-class AlignTextModel(PretrainedModel):
+class AlignTextModel(PretrainedModel[TextOutput]):
     """The text tower. ids (B, T) → last_hidden_state (B, T, H), pooler_output (B, H).
 
     The pooler is BERT's tanh layer on [CLS]. ALIGN does not use it: it takes last_hidden_state[:, 0] itself.
@@ -195,7 +194,6 @@ class AlignTextModel(PretrainedModel):
     """
 
     config_class = AlignTextConfig
-    __call__: Callable[..., TextOutput]  # forward's result, for type checkers
     prefix = "text_model."
     input_embeddings = "embeddings.word"
 

@@ -14,7 +14,7 @@ from torch import nn
 
 from .support.checks import check_kind
 from .support.hub import find_file, write_atomically
-from .support.module import Module
+from .support.module import Module, Output
 from .support.settings import own_keywords
 from .support.weights_file import check_keys, check_numbers, read_tensors, separate, without_weights
 
@@ -88,7 +88,7 @@ def load_weights(model: nn.Module, path: Path, prefix: str = "", tensors: dict |
     model.load_state_dict(state, assign=True)
 
 
-class PretrainedModel(Module):
+class PretrainedModel(Module[Output]):
     """An nn.Module with a configuration, that loads from and saves to a checkpoint folder.
 
     >>> from align_minimal import AlignModel

@@ -212,7 +212,7 @@ class MBConv(nn.Module):
         return x + self.drop_connect(h) if self.residual else h
 
 
-class AlignVisionModel(PretrainedModel):
+class AlignVisionModel(PretrainedModel[VisionOutput]):
     """The image tower. (B, 3, H, W) → last_hidden_state (B, C, h, w), pooler_output (B, C).
 
     C is round_filters(out_channels[-1]), which is the width of ALIGN's embedding. Weights start at
@@ -224,7 +224,6 @@ class AlignVisionModel(PretrainedModel):
     """
 
     config_class = AlignVisionConfig
-    __call__: Callable[..., VisionOutput]  # forward's result, for type checkers
     prefix = "vision_model."
     input_embeddings = "stem.conv"
 

@@ -10,8 +10,6 @@ in its ablations (6.1) the smaller towers get one.
 
 from __future__ import annotations
 
-from collections.abc import Callable
-
 import torch
 from torch import Tensor, nn
 
@@ -24,7 +22,7 @@ from .support.checks import check_width
 from .support.outputs import AlignOutput, TextOutput
 
 
-class AlignModel(PretrainedModel):
+class AlignModel(PretrainedModel[AlignOutput]):
     """Both towers, the text projection and the temperature; D = projection_dim is the image tower's width.
 
     Raises ValueError if projection_dim differs from that width.
@@ -37,7 +35,6 @@ class AlignModel(PretrainedModel):
 
     config_class = AlignConfig
     input_embeddings = "text_model.embeddings.word"
-    __call__: Callable[..., AlignOutput]  # forward's result, for type checkers
 
     def __init__(self, config: AlignConfig):
         super().__init__(config)

@@ -91,9 +91,13 @@ for size, share in (("half", 0.5), ("quarter", 0.25)):
         SETTINGS[f"{size}-noise-{rate}"] = Setting(label, noise=rate / 100, data=share)
 
 
+def used_concept(concept: str) -> bool:
+    """Is it one of the concepts in three? The same ones always, whatever the designer."""
+    return random.Random(f"ablations {concept}").random() < CONCEPTS
+
+
 def used(pair: Pair) -> bool:
-    """Is it of one of the concepts in three? The same ones always, whatever the designer."""
-    return random.Random(f"ablations {pair.concept}").random() < CONCEPTS
+    return used_concept(pair.concept)
 
 
 def choose(pairs: list[Pair], setting: Setting, seed: int) -> list[Pair]:

@@ -162,9 +162,11 @@ def check_pixel_values(pixel_values: Tensor | None, config: Any) -> None:
     Traceback (most recent call last):
     ValueError: pixel_values must be (batch, 3, height, width), not (3, 64, 64)
     """
-    if pixel_values is None:
-        raise ValueError("pixel_values is missing: the image tower needs a tensor (batch, 3, height, width)")
     if not isinstance(pixel_values, Tensor) or not pixel_values.is_floating_point():
+        if pixel_values is None:
+            raise ValueError(
+                "pixel_values is missing: the image tower needs a tensor (batch, 3, height, width)"
+            )
         kind = pixel_values.dtype if isinstance(pixel_values, Tensor) else type(pixel_values).__name__
         raise TypeError(f"pixel_values must be a float tensor, not {kind}")
     if pixel_values.ndim != 4 or pixel_values.shape[1] != config.num_channels:

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
 from functools import partial
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Generic, TypeVar
 
 import torch
 from torch import nn
 from torch.utils.checkpoint import checkpoint
+
+Output = TypeVar("Output")
 
 
 @contextmanager
@@ -52,7 +54,7 @@ def forget(block: nn.Module, *args):
     return checkpoint(forward, block, *args, use_reentrant=False, context_fn=contexts)
 
 
-class Module(nn.Module):
+class Module(nn.Module, Generic[Output]):
     """What AlignModel and its towers have in common as modules.
 
     >>> from align_minimal import AlignModel
@@ -60,6 +62,8 @@ class Module(nn.Module):
     >>> model.device, model.dtype, model.get_input_embeddings()
     (device(type='cpu'), torch.float32, Embedding(4000, 128, padding_idx=0))
     """
+
+    __call__: Callable[..., Output]  # what forward returns; PyTorch says Any
 
     input_embeddings: ClassVar[str]  # the name of the layer that meets the inputs first
 

@@ -32,7 +32,7 @@ class Pairs:
     [('a cat',), ('a dog',)]
     """
 
-    BUFFER = 16_384  # pairs of a stream that are shuffled together; fewer where their pictures are held, too
+    BUFFER = 8192  # pairs of a stream that are shuffled together; fewer where their pictures are held, too
     PACKED_BUFFER = 2048
 
     def __init__(self, paths: Sequence[str | Path]):

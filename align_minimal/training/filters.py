@@ -12,8 +12,7 @@ import itertools
 from collections import Counter, defaultdict
 from collections.abc import Iterable
 
-from PIL import Image
-
+from ..support.image_files import read_header
 from .dataset import Pairs
 from .pairs import Pair
 
@@ -99,7 +98,7 @@ class Filters:
             return f"images with more than {MAX_TEXTS} texts"
         try:
             picture = pair.picture()
-            with Image.open(io.BytesIO(picture) if isinstance(picture, bytes) else picture) as image:
+            with read_header(io.BytesIO(picture) if isinstance(picture, bytes) else picture) as image:
                 return check_size(*image.size)  # the header is enough for it
         except Exception:  # a broken file can make Pillow raise nearly anything
             return None

@@ -14,8 +14,7 @@ import warnings
 from collections.abc import Iterator
 from pathlib import Path
 
-from PIL import Image
-
+from ..support.image_files import picture_suffixes
 from .pairs import Pair, Span, make_pair
 
 LONGEST_TEXT, LARGEST_PICTURE, LONGEST_HEADER = 2**24, 2**28, 2**20  # bytes
@@ -120,7 +119,7 @@ def _is_plain(shard: Path) -> bool:
 
 def _content(tar: tarfile.TarFile, member: tarfile.TarInfo, suffix: str, shard: Path, packed: bool):
     """What a pair needs of a file: its bytes or Span; None for what is no part of a pair."""
-    picture = suffix in Image.registered_extensions()
+    picture = suffix in picture_suffixes()
     if not picture and suffix not in (".txt", ".json"):
         return None
     limit = LARGEST_PICTURE if picture else LONGEST_TEXT
@@ -132,7 +131,7 @@ def _content(tar: tarfile.TarFile, member: tarfile.TarInfo, suffix: str, shard: 
 
 
 def _shard_pair(name: str, files: dict, place: tuple[int, int]) -> Pair:
-    pictures = [content for suffix, content in files.items() if suffix in Image.registered_extensions()]
+    pictures = [content for suffix, content in files.items() if suffix in picture_suffixes()]
     for content in [*pictures[:1], files.get(".txt"), files.get(".json")]:
         if isinstance(content, ValueError):
             raise content

@@ -14,7 +14,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import TypeVar
 
-from PIL import Image
+from ..support.image_files import picture_suffixes
 
 Item, Result = TypeVar("Item"), TypeVar("Result")
 
@@ -32,17 +32,13 @@ def find_in_folder(folder: Path) -> list[Path]:
     if not folder.is_dir():
         error = NotADirectoryError if folder.exists() else FileNotFoundError
         raise error(f"{folder}: {'not a' if folder.exists() else 'no such'} folder")
-    suffixes = set(Image.registered_extensions()) - {
-        ".palm",
-        ".pdf",
-    }  # Pillow writes these, but cannot read them
     os.scandir(folder).close()  # raises the error of a folder that cannot be read
     inside, folders = [], [folder]
     while folders:  # no recursion: folders may be nested deeper than Python's stack
         for path, is_folder in list_folder(folders.pop()):
             if is_folder:
                 folders.append(path)
-            elif path.suffix.lower() in suffixes and path.is_file():
+            elif path.suffix.lower() in picture_suffixes() and path.is_file():
                 inside.append(path)
     if not inside:
         raise ValueError(f"{folder}: no picture in this folder")

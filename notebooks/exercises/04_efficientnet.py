@@ -15,7 +15,6 @@ or all that this file has:
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
 
 from torch import Tensor, nn
 
@@ -45,7 +44,7 @@ def block_specs(config: AlignVisionConfig) -> list[BlockSpec]:
     raise NotImplementedError
 
 
-class AlignVisionModel(PretrainedModel):
+class AlignVisionModel(PretrainedModel[VisionOutput]):
     """The image tower. (B, 3, H, W) → last_hidden_state (B, C, h, w), pooler_output (B, C).
 
     C is round_filters(out_channels[-1]), which is the width of ALIGN's embedding. Weights start at
@@ -57,7 +56,6 @@ class AlignVisionModel(PretrainedModel):
     """
 
     config_class = AlignVisionConfig
-    __call__: Callable[..., VisionOutput]  # forward's result, for type checkers
     prefix = "vision_model."
     input_embeddings = "stem.conv"
 

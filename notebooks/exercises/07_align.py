@@ -12,8 +12,6 @@ or all that this file has:
 # ruff: noqa: F401
 from __future__ import annotations
 
-from collections.abc import Callable
-
 import torch
 from torch import Tensor, nn
 
@@ -26,7 +24,7 @@ from align_minimal.support.checks import check_width
 from align_minimal.support.outputs import AlignOutput, TextOutput
 
 
-class AlignModel(PretrainedModel):
+class AlignModel(PretrainedModel[AlignOutput]):
     """Both towers, the text projection and the temperature; D = projection_dim is the image tower's width.
 
     Raises ValueError if projection_dim differs from that width.
@@ -39,7 +37,6 @@ class AlignModel(PretrainedModel):
 
     config_class = AlignConfig
     input_embeddings = "text_model.embeddings.word"
-    __call__: Callable[..., AlignOutput]  # forward's result, for type checkers
 
     def __init__(self, config: AlignConfig):
         raise NotImplementedError

@@ -152,7 +152,7 @@ class MBConv(nn.Module):
         raise NotImplementedError
 
 
-class AlignVisionModel(PretrainedModel):
+class AlignVisionModel(PretrainedModel[VisionOutput]):
     """The image tower. (B, 3, H, W) → last_hidden_state (B, C, h, w), pooler_output (B, C).
 
     C is round_filters(out_channels[-1]), which is the width of ALIGN's embedding. Weights start at
@@ -164,7 +164,6 @@ class AlignVisionModel(PretrainedModel):
     """
 
     config_class = AlignVisionConfig
-    __call__: Callable[..., VisionOutput]  # forward's result, for type checkers
     prefix = "vision_model."
     input_embeddings = "stem.conv"
 
@@ -285,7 +284,7 @@ def layer_head_masks(head_mask: Tensor | None, config: AlignTextConfig) -> list[
     raise NotImplementedError
 
 
-class AlignTextModel(PretrainedModel):
+class AlignTextModel(PretrainedModel[TextOutput]):
     """The text tower. ids (B, T) → last_hidden_state (B, T, H), pooler_output (B, H).
 
     The pooler is BERT's tanh layer on [CLS]. ALIGN does not use it: it takes last_hidden_state[:, 0] itself.
@@ -296,7 +295,6 @@ class AlignTextModel(PretrainedModel):
     """
 
     config_class = AlignTextConfig
-    __call__: Callable[..., TextOutput]  # forward's result, for type checkers
     prefix = "text_model."
     input_embeddings = "embeddings.word"
 
@@ -356,7 +354,7 @@ def contrastive_loss(
     raise NotImplementedError
 
 
-class AlignModel(PretrainedModel):
+class AlignModel(PretrainedModel[AlignOutput]):
     """Both towers, the text projection and the temperature; D = projection_dim is the image tower's width.
 
     Raises ValueError if projection_dim differs from that width.
@@ -369,7 +367,6 @@ class AlignModel(PretrainedModel):
 
     config_class = AlignConfig
     input_embeddings = "text_model.embeddings.word"
-    __call__: Callable[..., AlignOutput]  # forward's result, for type checkers
 
     def __init__(self, config: AlignConfig):
         raise NotImplementedError

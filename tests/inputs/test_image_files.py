@@ -109,6 +109,4 @@ def test_the_package_opens_pictures_in_one_place_alone():
         for line in path.read_text(encoding="utf-8").splitlines()
         if ("Image.open(" in line or "registered_extensions(" in line) and ">>>" not in line
     }
-    assert opening - {"training/filters.py", "training/shards.py", "using/pictures.py"} == {
-        "support/image_files.py"
-    }
+    assert opening == {"support/image_files.py"}

@@ -7,6 +7,7 @@ import string
 import unicodedata
 from collections import Counter
 from importlib import import_module
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
@@ -17,7 +18,7 @@ import torch
 from align_minimal import BertTokenizer
 from align_minimal.support.batching import truncate
 from align_minimal.support.vocab_files import OPTIONS
-from align_minimal.training.vocabulary import learn_pieces
+from align_minimal.training.vocabulary import PairCounts, best_pair, learn_pieces
 from align_minimal.wordpiece import ACCENTS, PUNCTUATION, clean, lower, wordpiece
 
 GOLDEN = json.loads((Path(__file__).parents[1] / "reference" / "tokenizer.json").read_text())
@@ -185,6 +186,23 @@ def test_rare_pairs_are_no_candidates_however_high_their_score():
 def test_counts_follow_merges_in_words_that_repeat_a_pair():
     # a ##a ##a ##a: (a, ##a) scores 1/(1·3), (##a, ##a) 2/(3·3). Then aa ##a ##a: 1/(1·2) and 1/(2·2).
     assert learn_pieces({"aaaa": 5}, 9) == ["aa", "aaa", "aaaa"]
+
+
+def test_the_frequent_pairs_alone_decide_as_all_pairs_do():
+    rng = random.Random(0)
+    for share in (0, 0.25, 0.5, 1):
+        words = {"".join(rng.choices("abcd", k=rng.randint(2, 8))): rng.randint(1, 9) for _ in range(60)}
+        pieces, pairs, table = Counter(), Counter(), PairCounts()
+        for word, times in words.items():
+            pieces.update(dict.fromkeys(word, times))
+            pairs.update({pair: times * list(pairwise(word)).count(pair) for pair in pairwise(word)})
+            table.count(word, word, times)
+        frequent = table.frequent(share)
+        assert frequent == {pair: n for pair, n in pairs.items() if n >= share * max(pairs.values())}
+        assert best_pair(frequent, pieces, 2, share) == best_pair(pairs, pieces, 2, share)
+        for pair in frequent:
+            holding = {word for word in words if pair in pairwise(word)}
+            assert table.holders[table.number[pair]] == holding
 
 
 def test_training_is_deterministic_and_covers_its_texts():

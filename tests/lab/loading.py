@@ -23,22 +23,24 @@ import numpy as np
 from PIL import Image
 
 from align_minimal import BertTokenizer
-from align_minimal.training.batches import BatchStream, Prepare
+from align_minimal.training.batches import BatchStream, Position, Prepare, batches
 from align_minimal.training.build import new_image_processor
 from align_minimal.training.dataset import Pairs
 
 
-def write_shards(folder: Path, shards: int, a_shard: int, side: int = 256) -> None:
-    """Shards of JPEG noise, 256 × 256, some 20 kB each."""
-    rng = np.random.default_rng(0)
+def write_shards(folder: Path, shards: int, a_shard: int, side: int = 128) -> None:
+    """Shards of JPEG noise, 128 × 128, of which there are 32 different pictures."""
+    rng, pictures = np.random.default_rng(0), []
+    for _ in range(32):
+        file = io.BytesIO()
+        noise = Image.fromarray(rng.integers(0, 256, (side // 8, side // 8, 3), np.uint8))
+        noise.resize((side, side)).save(file, "JPEG", quality=95)
+        pictures.append(file.getvalue())
     for number in range(shards):
         with tarfile.open(folder / f"{number:05}.tar", "w") as tar:
             for i in range(a_shard):
-                picture = Image.fromarray(rng.integers(0, 256, (side // 8, side // 8, 3), np.uint8))
-                file = io.BytesIO()
-                picture.resize((side, side)).save(file, "JPEG", quality=95)
                 text = f"picture {i} of shard {number}".encode()
-                for suffix, content in (("jpg", file.getvalue()), ("txt", text)):
+                for suffix, content in (("jpg", pictures[i % len(pictures)]), ("txt", text)):
                     member = tarfile.TarInfo(f"{number:05}{i:05}.{suffix}")
                     member.size = len(content)
                     tar.addfile(member, io.BytesIO(content))
@@ -52,8 +54,6 @@ def stream(folder: Path, batch: int, workers: int = 0, **where) -> BatchStream:
 
 def first_batch(folder: Path, batch: int, after: int) -> float:
     """Seconds to the first batch of a run that resumes after so many. The plan alone leads there."""
-    from align_minimal.training.batches import Position, batches
-
     position = Position()
     if after:
         *_, (_, position) = itertools.islice(batches(Pairs([folder]), batch, 0), after)

@@ -101,8 +101,8 @@ INPUTS = [
         "training/vocabulary.py",
         "inputs/test_tokenizer.py::test_the_training_score_prefers_pairs_that_keep_to_each_other",
         "WordPiece merges the pair with the highest freq(ab) / (freq(a)·freq(b)); freq(ab) alone is BPE",
-        old="pairs[ab] / (pieces[ab[0]] * pieces[ab[1]])",
-        new="pairs[ab]",
+        old="times / (pieces[a] * pieces[b])",
+        new="times",
     ),
     mutation(
         "merged-with-the-hashes",

@@ -15,7 +15,7 @@ from tests.lab.layer_examples import EXAMPLES
 OTHERS = {
     "efficientnet": {"BlockSpec"},
     "wordpiece": {"CleanTable"},
-    "training.vocabulary": {"learn_vocabulary"},
+    "training.vocabulary": {"PairCounts", "learn_vocabulary"},
     "support.batching": {
         "as_examples",
         "strategies",

@@ -121,3 +121,11 @@ def test_filters_that_leave_nothing_say_what_each_dropped(tmp_path):
     pairs = Pairs([write_folder(tmp_path / "d", [{"file_name": "a.png", "text": "one"}])])
     with pytest.raises(ValueError, match=r"the filters leave nothing \(1 images with a side of 200"):
         filter_pairs(pairs)
+
+
+def test_of_grams_that_are_as_frequent_the_first_in_the_alphabet_stay_in_ties(monkeypatch):
+    """A set's order is another in each process: the ranks would keep different texts."""
+    monkeypatch.setattr(filters, "FREQUENT", 40)
+    texts = [f"{chr(97 + i)}a {chr(97 + i)}b {chr(97 + i)}c" for i in range(20)]  # 5 grams each, all once
+    grams = sorted(g for text in texts for g in filters.grams(text))
+    assert Filters([Pair(f"{i}", LARGE, (text,)) for i, text in enumerate(texts)]).rare == set(grams[40:])

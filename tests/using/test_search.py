@@ -459,8 +459,8 @@ BROKEN = {
     "half precision": lambda path: swap(embeddings=load_file(path)["embeddings"].half())(path),
     "keys that are no bytes": swap(keys=torch.zeros(ROWS, 16)),
     "keys in bfloat16": swap(keys=torch.zeros(ROWS, 16, dtype=torch.bfloat16)),
-    "not a number": swap(embeddings=torch.full((ROWS, 64), torch.nan)),
-    "infinite": swap(embeddings=torch.full((ROWS, 64), torch.inf)),
+    "not a number": lambda path: swap(embeddings=load_file(path)["embeddings"] * torch.nan)(path),
+    "infinite": lambda path: swap(embeddings=load_file(path)["embeddings"] * torch.inf)(path),
     "not of length 1": lambda path: swap(embeddings=load_file(path)["embeddings"] * 1.01)(path),
     "no rows": swap(keys=torch.tensor(0, dtype=torch.uint8), embeddings=torch.tensor(0.0)),
 }

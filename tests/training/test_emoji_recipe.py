@@ -1,0 +1,215 @@
+"""How the shipped checkpoint is made: the steps of weights/prepare_emoji.py and weights/train_emoji.py."""
+
+import argparse
+import json
+import random
+
+import pytest
+import torch
+from PIL import Image
+
+from align_minimal import AlignConfig, AlignModel
+from weights import ablations, emoji_pairs, prepare_emoji, train_emoji
+
+
+@pytest.fixture
+def model():
+    torch.manual_seed(0)
+    return AlignModel(AlignConfig.preset("emoji")).eval()
+
+
+# ---- the data ----------------------------------------------------------------------------------------------
+
+
+def test_other_languages_name_the_same_concepts_with_or_without_the_selector():
+    concepts = {"2764": {}, "1f34e": {}, "1f468-200d-1f33e": {}}
+    annotations = {
+        "❤": {"default": ["Herz", "Liebe"], "tts": ["rotes Herz"]},
+        "👨‍🌾": {"default": ["Bauer"], "tts": ["Bauer"]},
+        "🍏": {"tts": ["grüner Apfel"]},  # no concept of ours
+        "🍎": {"default": ["Obst"]},  # no name
+    }
+    files = {"package/annotations/de/annotations.json": {"annotations": {"annotations": annotations}}}
+    prepare_emoji.add_languages(concepts, [files])
+    assert concepts["2764"]["world"] == {"de": {"name": "rotes Herz", "keywords": ["Herz", "Liebe"]}}
+    assert concepts["1f468-200d-1f33e"]["world"]["de"]["name"] == "Bauer"
+    assert concepts["1f34e"]["world"] == {}
+
+
+def test_a_numbered_icon_stands_for_its_name_but_a_keycap_for_its_own_digit_only():
+    icons = {name: {"body": name} for name in ("glasses-1", "glasses-2", "glass", "glass-1", "keycap-1")}
+    concepts = {name: {"name": name, "names": []} for name in ("glasses", "glass", "keycap: #", "keycap: 1")}
+    found = prepare_emoji.find_icons({"package/icons.json": {"icons": icons}}, concepts)
+    bodies = {concept: svg.split(">")[1].split("<")[0] for concept, svg in found.items()}
+    assert bodies == {"glasses": "glasses-1", "glass": "glass", "keycap: 1": "keycap-1"}
+
+
+def test_a_language_has_the_name_first_and_most_often():
+    words = {
+        "world": {"de": {"name": "Apfel", "keywords": ["Obst", "rot"]}, "fr": {"name": "a", "keywords": []}}
+    }
+    texts = prepare_emoji.world_captions(words, random.Random(0))
+    assert texts["de"][:3] == ["Apfel"] * 3 and set(texts["de"][3].split(", ")) <= {"Obst", "rot"}
+    assert texts["fr"] == ["a"] * 3
+
+
+def test_noise_loses_shared_texts_and_rare_words():
+    sets = {
+        "a": ["apple-outline", "apple-fill", "fill-apple", "zyzzyva-fill", "apple"],
+        "b": ["fill-apple"] * 10 + ["fill-outline", "outline-fill-apple"],
+    }
+    kept = prepare_emoji.filter_noise(sets)
+    assert kept == {
+        "a": ["apple-outline", "apple-fill", "apple"],
+        "b": ["fill-outline", "outline-fill-apple"],
+    }
+
+
+def test_relatives_of_a_designer_are_held_out_together(tmp_path):
+    for name in prepare_emoji.TRAINING:
+        (tmp_path / name).mkdir()
+        line = {"file_name": f"{name}.png", "text": ["a"], "world": {}, "concept": "a", "mirror": True}
+        (tmp_path / name / "metadata.jsonl").write_text(json.dumps(line) + "\n")
+    options = dict(data=tmp_path, sets=None, languages=[], halve=[], noise=None, small=False)
+
+    def learnt_from(held_out):
+        pairs, _ = emoji_pairs.read_pairs(argparse.Namespace(hold_out=held_out, **options))
+        return {pair.image.stem for pair in pairs}
+
+    everything = set(prepare_emoji.TRAINING) - set(prepare_emoji.ONE_COLOUR)
+    assert learnt_from(None) == everything
+    assert learnt_from("twemoji") == everything - {"twemoji"}
+    assert learnt_from("fluent-shaded") == everything - {"fluent", "fluent-shaded"}
+
+
+def test_noto_is_in_no_set_that_is_learnt_from():
+    packages = [*prepare_emoji.TRAINING.values(), *prepare_emoji.NOISE.values()]
+    assert [package for package in packages if "/noto" in package] == []
+
+
+def test_a_halved_language_is_missing_for_half_of_the_concepts_and_no_other_is(tmp_path):
+    concepts = [f"{i:x}" for i in range(400)]
+    lines = [
+        {
+            "file_name": f"{c}.png",
+            "text": ["en"],
+            "world": {"es": ["es"], "de": ["de"]},
+            "concept": c,
+            "mirror": True,
+        }
+        for c in concepts
+    ]
+    (tmp_path / "metadata.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    pairs = emoji_pairs.read_set(tmp_path, ["es", "de"], halve=["es"])
+    with_es = {pair.concept for pair in pairs if "es" in pair.texts}
+    assert with_es == {c for c in concepts if emoji_pairs.first_half(c)} and 150 < len(with_es) < 250
+    assert all(pair.texts[0] == "en" and "de" in pair.texts for pair in pairs)
+
+
+# ---- the training ------------------------------------------------------------------------------------------
+
+
+def test_cheap_strides_change_neither_numbers_nor_gradients(model):
+    model.float()
+    pixels = torch.randn(2, 3, 64, 64, generator=torch.Generator().manual_seed(0))
+    for p in model.vision_model.parameters():  # away from the start, where all is numerically zero
+        p.data.mul_(10)
+    found = []
+    for _ in range(2):
+        model.zero_grad()
+        out = model.vision_model.train()(pixels).pooler_output
+        out.square().sum().backward()
+        found.append((out.detach(), model.vision_model.stem.conv.weight.grad.clone()))
+        strided = [m for m in model.modules() if getattr(m, "stride", None) == (2, 2) and m.groups > 1]
+        assert len(strided) == (3 if len(found) == 1 else 0)
+        train_emoji.make_strides_cheap(model)
+    for before, after in zip(*found, strict=True):
+        assert before.norm() > 1e-3
+        assert torch.allclose(before, after, rtol=1e-4, atol=1e-5 * before.abs().max().item())
+
+
+def test_a_distortion_of_strength_0_is_the_picture_over_white():
+    rgba = torch.zeros(2, 4, 64, 64, dtype=torch.uint8)
+    rgba[:, 0, 16:48, 16:48] = rgba[:, 3, 16:48, 16:48] = 255  # a red square on nothing
+    flip = torch.zeros(2, dtype=torch.bool)
+    plain = emoji_pairs.distort(rgba, 64, flip, 0.0, torch.Generator().manual_seed(0))
+    assert torch.allclose(plain[0, :, 32, 32], torch.tensor([1.0, -1.0, -1.0]), atol=1e-5)
+    assert torch.allclose(plain[0, :, 2, 2], torch.ones(3), atol=1e-5)
+    assert torch.equal(plain[0], plain[1])
+    strong = emoji_pairs.distort(rgba, 64, flip, 1.0, torch.Generator().manual_seed(0))
+    assert not torch.allclose(strong[0], strong[1], atol=0.1)
+    assert strong.amin() >= -1 and strong.amax() <= 1
+
+
+def schedule(**options):
+    training = train_emoji.Training.__new__(train_emoji.Training)
+    training.args = argparse.Namespace(steps=1500, texts_first=500, rate=1.0, **options)
+    rates = {}
+    for training.step in range(1500):
+        rates[training.step + 1] = training.rate()
+    return rates
+
+
+def test_the_rate_rises_twice_and_falls_in_the_tail_only():
+    rates = schedule()
+    assert rates[50] == pytest.approx(0.5) and rates[100] == rates[500] == 1.0
+    assert rates[550] == pytest.approx(0.5) and rates[600] == rates[1200] == 1.0
+    assert rates[1351] == pytest.approx(0.5) and rates[1500] == pytest.approx(1 / 300)
+
+
+@pytest.fixture
+def drawings(tmp_path, monkeypatch):
+    """Two sets of forty drawings each, in place of the ten that are fetched."""
+    monkeypatch.setattr(prepare_emoji, "main", lambda argv: 0)
+    monkeypatch.setattr(prepare_emoji, "TRAINING", {"one": "", "two": ""})
+    monkeypatch.setattr(train_emoji, "SAVE_EVERY", 2)
+    monkeypatch.setattr(ablations, "CONCEPTS", 1.0)
+    noise = random.Random(0)
+    for name in ("one", "two"):
+        folder = tmp_path / "data" / name
+        folder.mkdir(parents=True)
+        lines = []
+        for i, word in enumerate(f"{letter}{vowel}t" for letter in "bcdfghkl" for vowel in "aeiou"):
+            colour = tuple(noise.randrange(256) for _ in range(3))
+            Image.new("RGBA", (40, 40), (*colour, 255)).save(folder / f"{i}.png")
+            line = {"file_name": f"{i}.png", "text": [word], "world": {"de": [f"{word}el"]}, "concept": word}
+            lines.append(json.dumps(line | {"mirror": True}) + "\n")
+        (folder / "metadata.jsonl").write_text("".join(lines))
+    return tmp_path / "data"
+
+
+def train(drawings, out, *more):
+    return train_emoji.main(f"{drawings} --out {out} --small --hold-out two --languages de".split() + [*more])
+
+
+def test_an_interrupted_run_ends_with_the_same_bits(drawings, tmp_path, monkeypatch):
+    monkeypatch.setattr(train_emoji, "measure", lambda args: {})
+    assert train(drawings, tmp_path / "first", *["--freeze", "0", "--texts-first", "0", "--steps", "1"]) == 0
+    options = f"--init {tmp_path / 'first'} --freeze 1 --texts-first 3 --steps 6".split()
+    assert train(drawings, tmp_path / "whole", *options) == 0
+
+    learn = train_emoji.Training.learn
+
+    def stop_at_5(training, pairs):
+        if training.step == 5:
+            raise KeyboardInterrupt
+        return learn(training, pairs)
+
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(train_emoji.Training, "learn", stop_at_5)
+        train(drawings, tmp_path / "cut", *options)
+    assert train(drawings, tmp_path / "cut", *options) == 0
+    whole, cut = ((tmp_path / name / "model.safetensors").read_bytes() for name in ("whole", "cut"))
+    assert whole == cut
+    first = AlignModel.from_pretrained(tmp_path / "first").vision_model
+    after = AlignModel.from_pretrained(tmp_path / "whole").vision_model
+    assert torch.equal(first.blocks[0].project.conv.weight, after.blocks[0].project.conv.weight)  # frozen
+    assert not torch.equal(first.blocks[1].project.conv.weight, after.blocks[1].project.conv.weight)
+
+
+def test_a_run_reports_every_language_and_both_halves_on_the_set_held_out(drawings, tmp_path):
+    options = ["--freeze", "0", "--texts-first", "0", "--steps", "2", "--halve", "de"]
+    assert train(drawings, tmp_path / "run", *options) == 0
+    found = json.loads((tmp_path / "run" / "evaluation.json").read_text())
+    halves = found["de, captions seen"]["pairs"], found["de, captions not seen"]["pairs"]
+    assert found["en"]["pairs"] == found["de"]["pairs"] == sum(halves) == 40 and min(halves) > 10

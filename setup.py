@@ -1,6 +1,6 @@
 """The rest of the packaging is in setup.cfg.
 
-A wheel carries the checkpoint and the samples inside the package; an editable install reads them where they
+A wheel carries the checkpoints and the samples inside the package; an editable install reads them where they
 lie.
 """
 
@@ -15,7 +15,7 @@ class BuildWithWeights(build_py):
         super().run()
         if not self.editable_mode:
             weights = Path(self.build_lib, "align_minimal", "weights")
-            for folder in ("emoji", "samples"):
+            for folder in ("emoji", "emoji-world", "samples"):
                 self.copy_tree(f"weights/{folder}", str(weights / folder))
 
 

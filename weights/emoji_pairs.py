@@ -21,7 +21,8 @@ from torch import Tensor
 from align_minimal import AlignModel, AlignProcessor
 from align_minimal.support.hub import write_atomically
 from align_minimal.tokenizer import BertTokenizer
-from align_minimal.training.pairs import Pair, Prepare, read_folder
+from align_minimal.training.batches import Prepare
+from align_minimal.training.pairs import Pair, read_folder
 from weights import ablations, prepare_emoji
 
 

@@ -1,19 +1,19 @@
-"""Make `weights/emoji` from nothing, in one command: fetch and draw the art, train, put the result in place.
+"""Make `weights/emoji` and `weights/emoji-world` from nothing, in one command: fetch, draw, train, install.
 
-    python weights/train_emoji.py data/emoji --out runs/emoji
+    python weights/train_emoji.py data/emoji --out runs/emoji    # about two hours on two cores
 
 Two stages. The first is `align-minimal train` (it prints the command) on five designers' art with names in
-English: 6,000 steps. The second goes on from there with eight sets and twelve languages, in a loop of its
-own made of the package's parts: σ is held; distortions fade at the end; what is saved is the running average
-of the weights. At first a new text tower, for a new vocabulary, learns alone what the image tower knows
-already. The image tower's stem and first blocks, where most of the time goes, stay as they are, so what they
-make of each picture is computed once, distorted in a few ways.
+English: 6,000 steps. The second goes on from there with eight sets, once in English and once in twelve
+languages, in a loop of its own made of the package's parts: σ is held; distortions fade at the end; what is
+saved is the running average of the weights. The image tower's stem and first blocks, where most of the time
+goes, stay as they are, so what they make of each picture is computed once, distorted in a few ways. For more
+languages there is a new vocabulary, and a new text tower, which at first learns alone what the image tower
+knows.
 
 A run that was interrupted goes on where it stopped when the command is given again: everything random in a
 step follows from the seed and the step's number. To try a setting on a designer held out, at small cost:
 
-    python weights/train_emoji.py data/emoji --out runs/tune --hold-out twemoji --small --languages \\
-        --steps 500 --freeze 0 --texts-first 0
+    python weights/train_emoji.py data/emoji --out runs/tune --hold-out twemoji --small --steps 500 --freeze 0
 """
 
 from __future__ import annotations
@@ -41,9 +41,11 @@ from align_minimal.__main__ import main as align_minimal
 from align_minimal.support.hub import write_atomically, write_json
 from align_minimal.support.outputs import Batch
 from align_minimal.tokenizer import BertTokenizer
+from align_minimal.training.batches import batches
+from align_minimal.training.build import new_image_processor
+from align_minimal.training.dataset import Pairs
 from align_minimal.training.lamb import parameter_groups
-from align_minimal.training.loop import new_image_processor
-from align_minimal.training.pairs import Pair, Pairs, batches
+from align_minimal.training.pairs import Pair
 from align_minimal.training.run_folder import Run
 from weights import ablations, evaluate_emoji, prepare_emoji
 from weights.emoji_pairs import Captions, Pictures, distort, embed_texts, first_half, read_pairs, save_array
@@ -57,6 +59,10 @@ AVERAGE = 0.998  # of the weights: what the average keeps at each step
 TAIL = 0.3  # the last share of a run: rate and distortions stay as they are until then, then fall evenly
 VIEWS = 8  # distortions of each picture that the frozen blocks see
 SAVE_EVERY = 250
+SHIPPED = {  # the name of a checkpoint, and the flags that are not the defaults
+    "emoji": {},
+    "emoji-world": {"languages": prepare_emoji.LANGUAGES, "texts_first": 1000, "steps": 1720},
+}
 FILES = ("config.json", "model.safetensors", "preprocessor_config.json", "vocab.txt")
 FILES += ("tokenizer_config.json", "special_tokens_map.json")
 
@@ -213,7 +219,7 @@ class Training:
         make_strides_cheap(self.model)
         if args.freeze:
             freeze(self.model, args.freeze)
-            self.views = Views(args.views or args.out / "views", self.model, args, self.pictures, self.side)
+            self.views = Views(args.views, self.model, args, self.pictures, self.side)
         groups = parameter_groups(self.model, weight_decay=DECAY)
         self.optimizer = torch.optim.AdamW(groups, betas=(0.9, 0.98), fused=True)
         if (args.out / "training.pt").exists():
@@ -243,7 +249,7 @@ class Training:
         parts = [batches(self.clean, BATCH - noisy, self.args.seed)]
         if noisy:
             parts.append(batches(self.noise, noisy, self.args.seed))
-        joined = ([pair for part in several for pair in part] for several in zip(*parts, strict=True))
+        joined = ([pair for part, _ in several for pair in part] for several in zip(*parts, strict=True))
         return itertools.islice(joined, self.step, None)
 
     def batch(self, pairs: list[Pair]) -> Batch:
@@ -347,7 +353,7 @@ def measure(args: argparse.Namespace) -> dict:
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """All flags; the defaults are those of the second stage of what ships."""
+    """All flags; the defaults are those of the second stage of `emoji`."""
     add = parser.add_argument
     add("data", type=Path, help="folder for the imagefolders and the fetched packages")
     add("--out", type=Path, required=True, help="the run's folder")
@@ -357,10 +363,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--sets", nargs="+", help="learn from these (all that have colours)")
     add("--noise", type=Path, help="folder of `prepare_emoji.py --noise`, to mix in")
     add("--share", type=float, default=0.125, help="of a batch that is noise (0.125)")
-    add("--languages", nargs="*", default=prepare_emoji.LANGUAGES, help="of captions, beside English")
+    add("--languages", nargs="*", default=[], help="of captions, beside English")
     add("--halve", nargs="*", default=[], help="languages whose captions half of the concepts lack")
-    add("--texts-first", type=int, default=1000, help="steps in which the text tower learns alone (1000)")
-    add("--steps", type=int, default=1720, help="of these and of both towers together (1720)")
+    add("--texts-first", type=int, default=0, help="steps in which the text tower learns alone (0)")
+    add("--steps", type=int, default=720, help="of these and of both towers together (720)")
     add("--rate", type=float, default=2e-3, help="the highest learning rate (2e-3)")
     add("--sigma", type=float, default=1 / 32, help="hold σ there; 0: learn it (1/32)")
     add("--strong", type=float, default=0.7, help="strength of the distortions at first (0.7)")
@@ -375,6 +381,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--seed", type=int, default=0)
 
 
+def train(args: argparse.Namespace) -> Training:
+    """A whole second stage, or what is left of it."""
+    args.out.mkdir(parents=True, exist_ok=True)
+    training = Training(args)
+    training.run()
+    return training
+
+
 def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     add_arguments(parser)
@@ -382,19 +396,19 @@ def main(argv: list[str] | None = None) -> int:
     status = prepare_emoji.main([str(args.data)])
     if status:
         return status
-    args.out.mkdir(parents=True, exist_ok=True)
-    if not args.init and not args.hold_out:
-        args.init = first_stage(args)
-    torch.set_num_threads(1)  # small towers gain little from two
-    training = Training(args)
-    training.run()
+    args.views = args.views or args.out / "views"
+    torch.set_num_threads(1)  # what is small gains little from two
     if args.hold_out:
+        training = train(args)
         training.processor.save_pretrained(args.out / "last")
         training.model.save_pretrained(args.out / "last")
         write_json(args.out / "evaluation.json", measure(args))
         return 0
-    for name in FILES:
-        shutil.copy(args.out / name, Path(__file__).parent / "emoji" / name)
+    args.init = args.init or first_stage(args)
+    for name, changes in SHIPPED.items():
+        train(argparse.Namespace(**vars(args) | changes | {"out": args.out / name}))
+        for file in FILES:
+            shutil.copy(args.out / name / file, Path(__file__).parent / name / file)
     return 0
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import dataclasses
 import difflib
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable, Mapping
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -25,6 +25,16 @@ def check_keywords(owner: str, keywords: Iterable[str], known: Iterable[str]) ->
         if keyword not in known:
             near = difflib.get_close_matches(keyword, known, n=1, cutoff=0)[0]
             raise TypeError(f"{owner} has no keyword {keyword!r}; the nearest is {near!r}")
+
+
+def share_out(owner: str, keywords: Mapping[str, Any], *known: Collection[str]) -> list[dict[str, Any]]:
+    """For each collection of known keywords, those of `keywords` that are in it. TypeError as check_keywords.
+
+    >>> share_out("AlignProcessor", {"size": 64}, ["size", "resample"], ["do_lower_case"])
+    [{'size': 64}, {}]
+    """
+    check_keywords(owner, keywords, [name for names in known for name in names])
+    return [{name: value for name, value in keywords.items() if name in names} for names in known]
 
 
 class Settings:

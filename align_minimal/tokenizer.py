@@ -68,8 +68,7 @@ class BertTokenizer:
         self.all_special_ids = [self.vocab[token] for token in self.all_special_tokens]
         for role in ROLES:  # pad_token_id, unk_token_id, …
             setattr(self, f"{role}_id", self.vocab[getattr(self, role)])
-        longest_first = sorted(self.all_special_tokens, key=len, reverse=True)
-        self._special = re.compile("(" + "|".join(map(re.escape, longest_first)) + ")")
+        self._special = re.compile(f"({'|'.join(map(re.escape, sorted(special, key=len, reverse=True)))})")
         self._remembered: dict[str, tuple[int, ...]] = {}  # word → ids of its pieces
 
     def __len__(self) -> int:

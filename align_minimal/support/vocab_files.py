@@ -27,6 +27,9 @@ ADDED = {
 ALWAYS = ("tokenizer_config.json",)  # the one of them that is looked for on the hub, too
 
 
+KEYWORDS = (*OPTIONS, *ONLY)
+
+
 class Only:
     """An attribute that has one value; setting another is refused.
 
@@ -157,10 +160,10 @@ def find_vocabulary(
     >>> file.name, options["do_lower_case"]
     ('vocab.txt', False)
     """
-    check_keywords("BertTokenizer", overrides, [*OPTIONS, *ONLY])
+    check_keywords("BertTokenizer", overrides, KEYWORDS)
     path = find_file(name, "vocab.txt", "tokenizer.json")
     options = read_options(name) | _options(overrides, None)
-    special = {options.get(role, token) for role, token in zip(ROLES, SPECIAL_TOKENS, strict=True)}
+    special = [options.get(role, token) for role, token in zip(ROLES, SPECIAL_TOKENS, strict=True)]
     for source, added in _added_tokens(name):
         for token in added:
             if token not in special:

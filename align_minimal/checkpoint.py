@@ -15,7 +15,7 @@ from torch import nn
 from .support.checks import check_kind
 from .support.hub import find_file, write_atomically
 from .support.module import Module, Output
-from .support.settings import own_keywords
+from .support.settings import own_keywords, share_out
 from .support.weights_file import check_keys, check_numbers, read_tensors, separate, without_weights
 
 # Ours → Hugging Face's. The rows replace parts of a name, one row after the other from top to bottom. A name
@@ -115,8 +115,9 @@ class PretrainedModel(Module[Output]):
         Raises FileNotFoundError (saying which files to put where), ValueError (naming file and keys), or
         TypeError (for an override that is no keyword).
         """
-        options = own_keywords(cls, overrides, cls.config_class.keywords())
-        config = cls.config_class.from_pretrained(pretrained_model_name_or_path, **overrides)
+        known = cls.config_class.keywords(), own_keywords(cls)
+        settings, options = share_out(cls.__name__, overrides, *known)
+        config = cls.config_class.from_pretrained(pretrained_model_name_or_path, **settings)
         path = find_file(pretrained_model_name_or_path, "model.safetensors", "pytorch_model.bin")
         tensors = read_tensors(path)
         with without_weights(path, tensors, config):  # no memory for what is replaced next

@@ -98,7 +98,7 @@ class EfficientNetImageProcessor(Settings):
         self.crop_size = image_options.height_and_width("crop_size", self.crop_size, default=289)
         self.image_mean = image_options.channel_values("image_mean", self.image_mean)
         self.image_std = image_options.channel_values("image_std", self.image_std)
-        image_options.check_numbers(self.resample, self.rescale_factor, self.image_std)
+        image_options.check_options(vars(self))
         self.resample = int(self.resample)
 
     def scale(self, x: np.ndarray) -> np.ndarray:

@@ -20,7 +20,8 @@ from .image_processor import EfficientNetImageProcessor
 from .support.batching import warn_of_cuts
 from .support.outputs import Batch
 from .support.rgb import Picture
-from .support.settings import check_keywords
+from .support.settings import share_out
+from .support.vocab_files import KEYWORDS
 from .tokenizer import BertTokenizer
 
 
@@ -74,9 +75,7 @@ class AlignProcessor:
         # The names in the tokenizer's own signature; the image processor's are its fields.
         for_text = [n for n in inspect.signature(self.tokenizer.__call__).parameters if n != "text"]
         for_images = [*self.image_processor.keywords(), "data_format", "input_data_format"]
-        own = ["text", "images", "padding", "max_length", "return_tensors"]
-        check_keywords("AlignProcessor", options, [*own, *for_text, *for_images])
-        return tuple({k: v for k, v in options.items() if k in names} for names in (for_text, for_images))
+        return tuple(share_out("AlignProcessor", options, for_text, for_images, ["text", "images"])[:2])
 
     def _encode(self, text: str | Sequence[str], truncation: bool | str | None = None, **options) -> Batch:
         """Tokenize; cut to max_length unless told otherwise, and say how many texts were cut."""
@@ -98,10 +97,17 @@ class AlignProcessor:
         return self.tokenizer.batch_decode(*args, **kwargs)
 
     @classmethod
-    def from_pretrained(cls, dir_or_name: str | Path) -> AlignProcessor:
-        """Read both parts of a folder or hub name. Raises as their own from_pretrained do."""
-        parts = EfficientNetImageProcessor, BertTokenizer
-        return cls(*(part.from_pretrained(dir_or_name) for part in parts))
+    def from_pretrained(cls, pretrained_model_name_or_path: str | Path, **overrides) -> AlignProcessor:
+        """Read both parts of a folder or hub name. Raises as their own from_pretrained do.
+
+        `overrides` replace what stands in the files; each goes to the part that knows it.
+
+        >>> AlignProcessor.from_pretrained("emoji", do_normalize=False).image_processor.do_normalize
+        False
+        """
+        parts, known = (EfficientNetImageProcessor, BertTokenizer), EfficientNetImageProcessor.keywords()
+        given = zip(parts, share_out("AlignProcessor", overrides, known, KEYWORDS), strict=True)
+        return cls(*(part.from_pretrained(pretrained_model_name_or_path, **more) for part, more in given))
 
     def save_pretrained(self, directory: str | Path) -> None:
         """Write preprocessor_config.json, vocab.txt and tokenizer_config.json, as transformers reads them."""

@@ -25,13 +25,11 @@ import numpy as np
 import torch
 
 from .support import batching, vocab_files
-from .support.hub import find_file
 from .support.outputs import Batch
-from .support.vocab_files import OPTIONS, ROLES
+from .support.vocab_files import OPTIONS, ROLES, SPECIAL_TOKENS
 from .wordpiece import clean, lower, split_words, wordpiece
 
 MAX_REMEMBERED = 100_000  # words
-SPECIAL_TOKENS = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
 CLEAN_UP = (" .", " ?", " !", " ,", " ' ", " n't", " 'm", " 's", " 've", " 're")  # each loses its spaces
 
 
@@ -52,6 +50,7 @@ class BertTokenizer:
     """
 
     model_input_names = ("input_ids", "token_type_ids", "attention_mask")
+    padding_side, truncation_side = vocab_files.Only("right"), vocab_files.Only("right")
 
     def __init__(
         self, vocab_file: str | Path | Sequence[str], do_lower_case: bool = True,
@@ -66,16 +65,15 @@ class BertTokenizer:
         self.clean_up_tokenization_spaces = clean_up_tokenization_spaces
         self.pad_token, self.unk_token, self.cls_token = pad_token, unk_token, cls_token
         self.sep_token, self.mask_token = sep_token, mask_token
-        special = unk_token, sep_token, pad_token, cls_token, mask_token
-        self.all_special_tokens = list(dict.fromkeys(special))
+        special = dict.fromkeys((unk_token, sep_token, pad_token, cls_token, mask_token))
+        self.all_special_tokens = list(special)
         self.ids_to_tokens = dict(enumerate(vocab_files.load_vocabulary(vocab_file, self.all_special_tokens)))
         self.vocab = {token: i for i, token in self.ids_to_tokens.items()}
         self.vocab_size = len(self.vocab)
         self.all_special_ids = [self.vocab[token] for token in self.all_special_tokens]
         for role in ROLES:  # pad_token_id, unk_token_id, …
             setattr(self, f"{role}_id", self.vocab[getattr(self, role)])
-        longest_first = sorted(self.all_special_tokens, key=len, reverse=True)
-        self._special = re.compile("(" + "|".join(map(re.escape, longest_first)) + ")")
+        self._special = re.compile(f"({'|'.join(map(re.escape, sorted(special, key=len, reverse=True)))})")
         self._remembered: dict[str, tuple[int, ...]] = {}  # a stretch without spaces → ids of its pieces
 
     def __len__(self) -> int:
@@ -120,7 +118,7 @@ class BertTokenizer:
     def _ids(self, text: str | Sequence[str], split: bool = False) -> list[int]:
         """The ids of a text, or (split) of one that is already a list of words; [CLS] and [SEP] not added."""
         if split and not isinstance(text, str):
-            return [i for word in text for i in self._ids(word)]
+            return [i for word in text for i in ([word] if isinstance(word, int) else self._ids(word))]
         ids: list[int] = []
         for i, part in enumerate(self._parts(text)):
             if i % 2:
@@ -226,8 +224,13 @@ class BertTokenizer:
         width = batching.padded_width(columns["input_ids"], padding, limit, pad_to_multiple_of)
         return self._padded(columns, width, return_tensors)
 
-    def encode(self, text: str, text_pair: str | None = None, **options) -> list[int]:
-        """The input_ids of a call with these arguments."""
+    def encode(self, text: str | Sequence, text_pair: str | Sequence | None = None, **options) -> list[int]:
+        """The input_ids of a call with these arguments; but a list of tokens, or of ids, is one text.
+
+        >>> BertTokenizer(SPECIAL_TOKENS).encode(["[MASK]", "[PAD]"])
+        [2, 4, 0, 3]
+        """
+        text, text_pair, options = batching.one_text(text, text_pair, options, self.convert_tokens_to_ids)
         return self(text, text_pair, **options)["input_ids"]
 
     # ---- ids → text
@@ -266,9 +269,13 @@ class BertTokenizer:
 
     @classmethod
     def from_pretrained(cls, name: str | Path, **overrides) -> BertTokenizer:
-        """Read vocab.txt or tokenizer.json, and tokenizer_config.json if there, of a folder or hub name."""
-        vocab_file = find_file(name, "vocab.txt", "tokenizer.json")
-        return cls(vocab_file, **vocab_files.read_options(name) | overrides)
+        """Read vocab.txt or tokenizer.json, and tokenizer_config.json if there, of a folder or hub name.
+
+        `overrides` are the constructor's keywords, and replace what stands in the file. ValueError naming the
+        file for what is wrong or not supported in it, TypeError for an override that is no keyword.
+        """
+        vocab_file, options = vocab_files.find_vocabulary(name, overrides)
+        return cls(vocab_file, **options)
 
     def save_pretrained(self, folder: str | Path) -> None:
         """Write vocab.txt, tokenizer_config.json and special_tokens_map.json, each atomically."""
@@ -292,6 +299,6 @@ class BertTokenizer:
         from .training.vocabulary import learn_vocabulary
 
         special = [options.get(role, token) for role, token in zip(ROLES, SPECIAL_TOKENS, strict=True)]
-        words_of = cls(special, **options).words  # it has no pieces yet, and only cuts the texts into words
+        # The tokenizer made here has no pieces yet: it only cuts the texts into words.
         limits = vocab_size, min_frequency, limit_alphabet
-        return cls(learn_vocabulary(texts, words_of, special, *limits), **options)
+        return cls(learn_vocabulary(texts, cls(special, **options).words, special, *limits), **options)

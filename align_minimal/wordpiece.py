@@ -18,6 +18,8 @@ from collections.abc import Mapping, Sequence
 
 import regex
 
+from .support.marks import LONG_RUN, sort_marks
+
 MAX_WORD = 100  # characters; a longer word is [UNK]
 # The blocks of Chinese characters: each character is a word.
 CHINESE = regex.compile(
@@ -78,7 +80,8 @@ def clean(text: str, tokenize_chinese_chars: bool = True) -> str:
     >>> clean("a\\x00b\\tc中d")
     'ab c 中 d'
     """
-    return unicodedata.normalize("NFC", text.translate(CLEAN[bool(tokenize_chinese_chars)]))
+    text = text.translate(CLEAN[bool(tokenize_chinese_chars)])
+    return unicodedata.normalize("NFC", text if len(text) < LONG_RUN else sort_marks(text))
 
 
 def split_words(text: str, strip_accents: bool = True, special: Sequence[str] = ()) -> list[str]:

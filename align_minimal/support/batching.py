@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 from .outputs import Batch
@@ -26,7 +26,7 @@ def as_examples(text: Any, text_pair: Any, split: bool) -> tuple[bool, list[tupl
         return False, [(t, None) for t in text]  # the usual call
     if not isinstance(text, (str, list, tuple)):
         raise TypeError(f"text must be a str or a list of them, not {type(text).__name__}")
-    single = isinstance(text, str) or (split and all(isinstance(word, str) for word in text))
+    single = isinstance(text, str) or (split and all(isinstance(word, (str, int)) for word in text))
     if single:
         text, text_pair = [text], None if text_pair is None else [text_pair]
     if not text:
@@ -39,6 +39,24 @@ def as_examples(text: Any, text_pair: Any, split: bool) -> tuple[bool, list[tupl
         found = 1 if isinstance(pairs, str) else len(pairs)
         raise ValueError(f"text has {len(text)} texts, text_pair {found}")
     return single, list(zip(text, pairs, strict=True))
+
+
+def one_text(
+    text: Any, text_pair: Any, options: dict[str, Any], to_id: Callable[[Any], int]
+) -> tuple[Any, Any, dict[str, Any]]:
+    """(text, text_pair, options) of a call for an `encode` in which a list of tokens, or of ids, is one text.
+
+    >>> one_text(["a", 7], "cat", {}, {"a": 5}.get)
+    ([5, 7], 'cat', {'is_split_into_words': True})
+    """
+    lists = [isinstance(part, (list, tuple)) and len(part) > 0 for part in (text, text_pair)]
+    if options.get("is_split_into_words") or not any(lists):
+        return text, text_pair, options
+    text, text_pair = (
+        [token if isinstance(token, int) else to_id(token) for token in part] if is_list else part
+        for part, is_list in zip((text, text_pair), lists, strict=True)
+    )
+    return text, text_pair, {**options, "is_split_into_words": True}
 
 
 def strategies(
@@ -72,7 +90,8 @@ def strategies(
 def truncate(a: list[int], b: list[int] | None, room: int, strategy: str, limit: int) -> tuple:
     """`a` and `b` cut from the right until they have `room` ids together.
 
-    longest_first takes from the longer one, an id at a time; from `b` where they are equal.
+    longest_first takes from the longer one, an id at a time; from `b` where they are equal. The others take
+    from one of them, and leave at least an id of it. ValueError where `room` cannot be reached so.
 
     >>> truncate([1, 2, 3, 4], [5, 6, 7], 3, "longest_first", limit=6)
     ([1, 2], [5])
@@ -86,7 +105,8 @@ def truncate(a: list[int], b: list[int] | None, room: int, strategy: str, limit:
     elif room >= 0:
         for _ in range(excess):
             keep_a, keep_b = (keep_a - 1, keep_b) if keep_a > keep_b else (keep_a, keep_b - 1)
-    if room < 0 or keep_a < 0 or keep_b < 0:
+    whole = {"only_first": keep_a, "only_second": keep_b}.get(strategy) == 0 and excess > 0
+    if whole or room < 0 or keep_a < 0 or keep_b < 0:
         raise ValueError(f"max_length={limit} is too small: truncation={strategy!r} cannot reach it")
     return a[:keep_a], None if b is None else b[:keep_b]
 

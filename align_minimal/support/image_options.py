@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +11,10 @@ from PIL import Image
 
 from .hub import read_json
 from .settings import check_keywords
+from .values import LARGEST, check_values, number, shown, switch
 
+SWITCHES = ("do_resize", "do_center_crop", "rescale_offset", "do_rescale", "do_normalize", "include_top")
+LARGEST_SIDE = 2**14  # pixels of what comes out
 LAYOUTS = ("channels_first", "channels_last")  # (3, H, W) and (H, W, 3)
 
 
@@ -30,8 +32,10 @@ def height_and_width(name: str, value: Any, default: int) -> dict[str, int]:
     whole = [isinstance(n, (int, np.integer)) and not isinstance(n, bool) and n > 0 for n in value]
     if whole != [True, True]:
         raise ValueError(
-            f"{name} must be a number, (height, width) or a dict of the two, from 1 up, not {given!r}"
+            f"{name} must be a number, (height, width) or a dict of the two, from 1 up, not {shown(given)}"
         )
+    if max(value) > LARGEST_SIDE:
+        raise ValueError(f"{name} must be at most {LARGEST_SIDE} pixels a side, not {shown(given)}")
     return {"height": int(value[0]), "width": int(value[1])}
 
 
@@ -43,11 +47,22 @@ def channel_values(name: str, value: float | Sequence[float] | None) -> list[flo
     """
     try:
         values = [float(v) for v in np.broadcast_to(0.5 if value is None else value, 3)]
-    except (TypeError, ValueError):
+    except (TypeError, ValueError, OverflowError):
         values = []
-    if not values or not all(map(math.isfinite, values)):
-        raise ValueError(f"{name} must be a finite number or 3 of them, not {value!r}")
+    if not values or not all(abs(v) <= LARGEST for v in values):
+        raise ValueError(f"{name} must be a finite number or 3 of them, not {shown(value)}")
     return values
+
+
+def check_options(options: Mapping[str, Any]) -> None:
+    """ValueError naming the first of an image processor's options that is wrong.
+
+    >>> check_options({"do_resize": "false"})
+    Traceback (most recent call last):
+    ValueError: do_resize must be true or false, not 'false'
+    """
+    check_values(options, dict.fromkeys(SWITCHES, switch))
+    check_numbers(options["resample"], options["rescale_factor"], options["image_std"])
 
 
 def check_numbers(resample: Any, rescale_factor: Any, image_std: Sequence[float]) -> None:
@@ -59,12 +74,12 @@ def check_numbers(resample: Any, rescale_factor: Any, image_std: Sequence[float]
     """
     if 0 in image_std:
         raise ValueError(f"image_std {image_std} must not hold a 0: pixels are divided by it")
-    if resample not in list(Image.Resampling):
+    if isinstance(resample, bool) or resample not in list(Image.Resampling):
         raise ValueError(
-            f"resample {resample!r} must be one of Pillow's filters, 0 to {max(Image.Resampling)}"
+            f"resample {shown(resample)} must be one of Pillow's filters, 0 to {max(Image.Resampling)}"
         )
-    if not isinstance(rescale_factor, (int, float)) or not math.isfinite(rescale_factor):
-        raise ValueError(f"rescale_factor must be a finite number, not {rescale_factor!r}")
+    if isinstance(rescale_factor, bool) or number(-LARGEST, LARGEST)(rescale_factor):
+        raise ValueError(f"rescale_factor must be a finite number, not {shown(rescale_factor)}")
 
 
 def call_options(processor: Any, options: dict[str, Any]) -> dict[str, Any]:

@@ -6,7 +6,7 @@ import copy
 import dataclasses
 import difflib
 import inspect
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable, Mapping
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -28,18 +28,24 @@ def check_keywords(owner: str, keywords: Iterable[str], known: Iterable[str]) ->
             raise TypeError(f"{owner} has no keyword {keyword!r}; the nearest is {near!r}")
 
 
-def own_keywords(owner: type, overrides: dict[str, Any], configuration: Iterable[str]) -> dict[str, Any]:
-    """Take the keywords of the class `owner` out of `overrides`, which leaves the configuration's there.
+def share_out(owner: str, keywords: Mapping[str, Any], *known: Collection[str]) -> list[dict[str, Any]]:
+    """For each collection of known keywords, those of `keywords` that are in it. TypeError as check_keywords.
 
-    TypeError that names the nearest keyword, for one that is neither's.
+    >>> share_out("AlignProcessor", {"size": 64}, ["size", "resample"], ["do_lower_case"])
+    [{'size': 64}, {}]
+    """
+    check_keywords(owner, keywords, [name for names in known for name in names])
+    return [{name: value for name, value in keywords.items() if name in names} for names in known]
+
+
+def own_keywords(owner: type) -> list[str]:
+    """The keywords of a model's constructor, but for the first: the configuration.
 
     >>> from align_minimal import AlignTextModel
-    >>> own_keywords(AlignTextModel, {"add_pooling_layer": False, "vocab_size": 9}, ["vocab_size"])
-    {'add_pooling_layer': False}
+    >>> own_keywords(AlignTextModel)
+    ['add_pooling_layer']
     """
-    own = list(inspect.signature(owner).parameters)[1:]  # the first is the configuration
-    check_keywords(owner.__name__, overrides, [*configuration, *own])
-    return {name: overrides.pop(name) for name in own if name in overrides}
+    return list(inspect.signature(owner).parameters)[1:]
 
 
 class Settings:

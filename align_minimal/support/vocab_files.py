@@ -2,18 +2,71 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 from .hub import find_file, read_json, write_atomically, write_json
+from .settings import check_keywords
+from .values import check_values, mapping, one_of, shown, switch, whole
 
+SPECIAL_TOKENS = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
 ROLES = ("pad_token", "unk_token", "cls_token", "sep_token", "mask_token")
 # The constructor's arguments, and what it reads of tokenizer_config.json.
 OPTIONS = ("do_lower_case", "strip_accents", "tokenize_chinese_chars", "model_max_length", *ROLES)
 OPTIONS += ("clean_up_tokenization_spaces",)
 # tokenizer_config.json may say so, or nothing: any other value is refused.
-ONLY = {"do_basic_tokenize": True, "padding_side": "right", "truncation_side": "right"}
+ONLY = {"do_basic_tokenize": True, "padding_side": "right", "truncation_side": "right", "never_split": []}
+# Where tokens may stand that were added to the vocabulary, which is not supported. Key None: all of the file.
+ADDED = {
+    "tokenizer_config.json": ("added_tokens_decoder", "additional_special_tokens", "extra_special_tokens"),
+    "tokenizer.json": ("added_tokens",),
+    "added_tokens.json": (None,),
+}
+ALWAYS = ("tokenizer_config.json",)  # the one of them that is looked for on the hub, too
+
+
+KEYWORDS = (*OPTIONS, *ONLY)
+
+
+class Only:
+    """An attribute that has one value; setting another is refused.
+
+    >>> class Reader:
+    ...     side = Only("right")
+    >>> Reader().side = "left"
+    Traceback (most recent call last):
+    ValueError: side='left' is not supported, only 'right'
+    """
+
+    def __init__(self, value: Any):
+        self.value = value
+
+    def __set_name__(self, owner: type, name: str) -> None:
+        self.name = name
+
+    def __get__(self, instance: Any, owner: type) -> Any:
+        return self.value
+
+    def __set__(self, instance: Any, value: Any) -> None:
+        if value != self.value:
+            raise ValueError(f"{self.name}={shown(value)} is not supported, only {self.value!r}")
+
+
+def _token(value: Any) -> str | None:
+    content = value.get("content") if isinstance(value, dict) else value
+    right = isinstance(content, str) and 0 < len(content) <= 1000
+    return None if right else 'be a token, or an object with a token as its "content"'
+
+
+def _length(value: Any) -> str | None:
+    right = isinstance(value, (int, float)) and not isinstance(value, bool) and value == value // 1
+    return None if right and 0 < value < 1e40 else "be a whole number of at least 1"
+
+
+KINDS = {"do_lower_case": switch, "strip_accents": switch, "tokenize_chinese_chars": switch}
+KINDS |= {"model_max_length": _length, "clean_up_tokenization_spaces": switch} | dict.fromkeys(ROLES, _token)
 
 
 def read_vocabulary(path: Path) -> list[str]:
@@ -25,15 +78,42 @@ def read_vocabulary(path: Path) -> list[str]:
     if not path.is_file():
         raise FileNotFoundError(f"{path}: no such vocabulary file")
     if path.suffix == ".json":
-        model = read_json(path).get("model")
-        if not isinstance(model, dict) or model.get("type") != "WordPiece":
-            raise ValueError(f"{path}: not a WordPiece vocabulary")
-        return sorted(model["vocab"], key=model["vocab"].get)
+        return _read_tokenizer_json(path)
     try:
         lines = path.read_text(encoding="utf-8").split("\n")
     except UnicodeDecodeError as error:
         raise ValueError(f"{path}: not UTF-8 (byte {error.start})") from None
     return lines if lines[-1] else lines[:-1]
+
+
+def _read_tokenizer_json(path: Path) -> list[str]:
+    model = read_json(path).get("model")
+    if not isinstance(model, dict) or model.get("type", "WordPiece") != "WordPiece":
+        raise ValueError(f"{path}: not a WordPiece vocabulary")
+    only = {"continuing_subword_prefix": one_of("##"), "max_input_chars_per_word": one_of(100)}
+    check_values(model, {"vocab": mapping, **only}, f"{path}: model", required=["vocab"])
+    tokens: dict[int, str] = {}
+    for token, i in model["vocab"].items():
+        if wrong := whole(0)(i):
+            raise ValueError(f"{path}: model: vocab: the id of {shown(token)} must {wrong}, not {shown(i)}")
+        if tokens.setdefault(i, token) != token:
+            raise ValueError(
+                f"{path}: model: vocab: {shown(tokens[i])} and {shown(token)} both have the id {i}"
+            )
+    gap = next((i for i in range(len(tokens)) if i not in tokens), None)
+    if gap is not None:
+        raise ValueError(f"{path}: model: vocab: no token has the id {gap}, but one has {max(tokens)}")
+    return [tokens[i] for i in range(len(tokens))]
+
+
+def _check_rows(path: Path, tokens: Sequence[str]) -> None:
+    """ValueError if the model in the same folder has more or fewer rows than the vocabulary has tokens."""
+    config_file = path.parent / "config.json"
+    config = read_json(config_file) if config_file.is_file() else {}
+    text = config.get("text_config")
+    rows = (text if isinstance(text, dict) else config).get("vocab_size")
+    if isinstance(rows, int) and rows != len(tokens):
+        raise ValueError(f"{path}: {len(tokens)} tokens, but config.json has vocab_size={shown(rows)}")
 
 
 def check_vocabulary(source: str, tokens: Sequence[str], special: Iterable[str]) -> None:
@@ -63,7 +143,32 @@ def load_vocabulary(vocab_file: str | Path | Sequence[str], special: Iterable[st
     is_file = isinstance(vocab_file, (str, Path))
     tokens = read_vocabulary(Path(vocab_file)) if is_file else list(vocab_file)
     check_vocabulary(str(vocab_file) if is_file else "vocabulary", tokens, special)
+    if is_file:
+        _check_rows(Path(vocab_file), tokens)
     return tokens
+
+
+def find_vocabulary(
+    name: str | Path, overrides: Mapping[str, Any] = MappingProxyType({})
+) -> tuple[Path, dict]:
+    """The vocabulary file of a folder or hub name, and BertTokenizer's options: its own, then `overrides`.
+
+    ValueError naming the file that says what is wrong, or not supported; TypeError for an override that is
+    no option.
+
+    >>> file, options = find_vocabulary("emoji", {"do_lower_case": False})
+    >>> file.name, options["do_lower_case"]
+    ('vocab.txt', False)
+    """
+    check_keywords("BertTokenizer", overrides, KEYWORDS)
+    path = find_file(name, "vocab.txt", "tokenizer.json")
+    options = read_options(name) | _options(overrides, None)
+    special = [options.get(role, token) for role, token in zip(ROLES, SPECIAL_TOKENS, strict=True)]
+    for source, added in _added_tokens(name):
+        for token in added:
+            if token not in special:
+                raise ValueError(f"{source}: the added token {shown(token)} is not supported")
+    return path, options
 
 
 def read_options(name: str | Path) -> dict[str, Any]:
@@ -72,17 +177,41 @@ def read_options(name: str | Path) -> dict[str, Any]:
     >>> read_options("emoji")["do_lower_case"]
     True
     """
-    try:
-        path = find_file(name, "tokenizer_config.json")
-    except FileNotFoundError:
-        return {}
-    config = read_json(path)
+    path = _beside(name, "tokenizer_config.json")
+    return {} if path is None else _options({k: v for k, v in read_json(path).items() if v is not None}, path)
+
+
+def _options(content: Mapping[str, Any], source: Path | None) -> dict[str, Any]:
+    """The options among `content`, checked. ValueError naming the source for what is not supported."""
+    start = "" if source is None else f"{source}: "
     for key, only in ONLY.items():
-        if config.get(key, only) != only:
-            raise ValueError(f"{path}: {key}={config[key]!r} is not supported, only {only!r}")
-    options = {key: config[key] for key in OPTIONS if config.get(key) is not None}
+        if content.get(key, only) != only:
+            raise ValueError(f"{start}{key}={shown(content[key])} is not supported, only {only!r}")
+    check_values(content, {key: KINDS[key] for key in OPTIONS if content.get(key) is not None}, source)
+    options = {key: content[key] for key in OPTIONS if key in content}
     # A special token may be written as an AddedToken: a dictionary with its text and how to look for it.
     return {k: value["content"] if isinstance(value, dict) else value for k, value in options.items()}
+
+
+def _beside(name: str | Path, filename: str) -> Path | None:
+    try:
+        return find_file(name, filename)
+    except FileNotFoundError:
+        return None
+
+
+def _added_tokens(name: str | Path) -> Iterator[tuple[str, list]]:
+    """(file and key, the tokens that were added to the vocabulary there) for a folder or hub name."""
+    for filename, keys in ADDED.items():
+        path = _beside(name, filename) if Path(name).is_dir() or filename in ALWAYS else None
+        content = {} if path is None else read_json(path)
+        for key in keys:
+            entries = content if key is None else content.get(key) or []
+            values = entries.values() if isinstance(entries, dict) and key is not None else entries
+            source = f"{path}: {key}" if key else str(path)
+            if not isinstance(entries, (list, dict)):
+                raise ValueError(f"{source} must be a list or a JSON object, not {shown(entries)}")
+            yield source, [v.get("content") if isinstance(v, dict) else v for v in values]
 
 
 def write_files(

@@ -32,9 +32,9 @@ import numpy as np
 import torch
 
 from align_minimal.support import batching, vocab_files
-from align_minimal.support.hub import find_file
+from align_minimal.support.marks import LONG_RUN, sort_marks
 from align_minimal.support.outputs import Batch
-from align_minimal.support.vocab_files import OPTIONS, ROLES
+from align_minimal.support.vocab_files import OPTIONS, ROLES, SPECIAL_TOKENS
 from align_minimal.training.vocabulary import Pair
 from align_minimal.wordpiece import MAX_WORD
 
@@ -126,7 +126,8 @@ def learn_pieces(
 def truncate(a: list[int], b: list[int] | None, room: int, strategy: str, limit: int) -> tuple:
     """`a` and `b` cut from the right until they have `room` ids together.
 
-    longest_first takes from the longer one, an id at a time; from `b` where they are equal.
+    longest_first takes from the longer one, an id at a time; from `b` where they are equal. The others take
+    from one of them, and leave at least an id of it. ValueError where `room` cannot be reached so.
 
     >>> truncate([1, 2, 3, 4], [5, 6, 7], 3, "longest_first", limit=6)
     ([1, 2], [5])
@@ -151,6 +152,7 @@ class BertTokenizer:
     """
 
     model_input_names = ("input_ids", "token_type_ids", "attention_mask")
+    padding_side, truncation_side = vocab_files.Only("right"), vocab_files.Only("right")
 
     def __init__(
         self, vocab_file: str | Path | Sequence[str], do_lower_case: bool = True,
@@ -213,8 +215,12 @@ class BertTokenizer:
         """
         raise NotImplementedError
 
-    def encode(self, text: str, text_pair: str | None = None, **options) -> list[int]:
-        """The input_ids of a call with these arguments."""
+    def encode(self, text: str | Sequence, text_pair: str | Sequence | None = None, **options) -> list[int]:
+        """The input_ids of a call with these arguments; but a list of tokens, or of ids, is one text.
+
+        >>> BertTokenizer(SPECIAL_TOKENS).encode(["[MASK]", "[PAD]"])
+        [2, 4, 0, 3]
+        """
         raise NotImplementedError
 
     def convert_tokens_to_ids(self, tokens: str | Iterable[str] | None) -> int | list[int] | None:
@@ -237,7 +243,11 @@ class BertTokenizer:
 
     @classmethod
     def from_pretrained(cls, name: str | Path, **overrides) -> BertTokenizer:
-        """Read vocab.txt or tokenizer.json, and tokenizer_config.json if there, of a folder or hub name."""
+        """Read vocab.txt or tokenizer.json, and tokenizer_config.json if there, of a folder or hub name.
+
+        `overrides` are the constructor's keywords, and replace what stands in the file. ValueError naming the
+        file for what is wrong or not supported in it, TypeError for an override that is no keyword.
+        """
         raise NotImplementedError
 
     def save_pretrained(self, folder: str | Path) -> None:

@@ -34,7 +34,8 @@ from align_minimal.support import image_options, rgb
 from align_minimal.support.batching import warn_of_cuts
 from align_minimal.support.outputs import Batch
 from align_minimal.support.rgb import Picture
-from align_minimal.support.settings import Settings, check_keywords
+from align_minimal.support.settings import Settings, share_out
+from align_minimal.support.vocab_files import KEYWORDS
 from align_minimal.tokenizer import BertTokenizer
 
 
@@ -215,8 +216,14 @@ class AlignProcessor:
         raise NotImplementedError
 
     @classmethod
-    def from_pretrained(cls, dir_or_name: str | Path) -> AlignProcessor:
-        """Read both parts of a folder or hub name. Raises as their own from_pretrained do."""
+    def from_pretrained(cls, pretrained_model_name_or_path: str | Path, **overrides) -> AlignProcessor:
+        """Read both parts of a folder or hub name. Raises as their own from_pretrained do.
+
+        `overrides` replace what stands in the files; each goes to the part that knows it.
+
+        >>> AlignProcessor.from_pretrained("emoji", do_normalize=False).image_processor.do_normalize
+        False
+        """
         raise NotImplementedError
 
     def save_pretrained(self, directory: str | Path) -> None:

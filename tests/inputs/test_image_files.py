@@ -9,6 +9,8 @@ import numpy as np
 import pytest
 from PIL import EpsImagePlugin, Image
 
+from align_minimal import AlignModel, AlignProcessor
+from align_minimal.commands.demo import make_classify
 from align_minimal.support.image_files import FORMATS, known_formats, load_image, open_image, picture_suffixes
 from align_minimal.support.rgb import to_rgb
 
@@ -55,6 +57,15 @@ def test_a_picture_that_is_postscript_starts_no_program(started, tmp_path, name,
         with pytest.raises(ValueError) as error:
             open_image(source, path)
         assert str(error.value) == f"{path}: not a picture in a known format"
+    assert started == []
+
+
+@pytest.mark.parametrize("content", [POSTSCRIPT, iptc(POSTSCRIPT)], ids=["itself", "inside IPTC"])
+def test_an_upload_to_the_demo_that_is_postscript_starts_no_program(started, tmp_path, content):
+    classify = make_classify(AlignModel.from_pretrained("emoji"), AlignProcessor.from_pretrained("emoji"))
+    (tmp_path / "a.png").write_bytes(content)
+    with pytest.raises(ValueError, match=r"^a\.png: not a picture in a known format$"):
+        classify(str(tmp_path / "a.png"), "dog, cat")
     assert started == []
 
 

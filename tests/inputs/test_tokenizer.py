@@ -4,6 +4,7 @@ import json
 import pickle
 import random
 import string
+import time
 import unicodedata
 from collections import Counter
 from importlib import import_module
@@ -17,7 +18,8 @@ import torch
 
 from align_minimal import BertTokenizer
 from align_minimal.support.batching import truncate
-from align_minimal.support.vocab_files import OPTIONS
+from align_minimal.support.marks import sort_marks
+from align_minimal.support.vocab_files import OPTIONS, SPECIAL_TOKENS
 from align_minimal.training.vocabulary import PairCounts, best_pair, learn_pieces
 from align_minimal.wordpiece import ACCENTS, PUNCTUATION, clean, lower, wordpiece
 
@@ -113,6 +115,24 @@ def test_patterns_find_what_unicodedata_calls_a_mark_or_punctuation_on_every_cod
         ):
             wrong.append(hex(ord(c)))
     assert wrong == []
+
+
+def test_sorting_long_runs_of_marks_leaves_the_normal_forms_as_they_are():
+    rng = random.Random(0)
+    marks = [c for c in map(chr, range(0x11000)) if unicodedata.category(c)[0] == "M"]
+    for _ in range(60):
+        few = rng.sample(marks, rng.choice((2, 5, 50))) + ["\u0344", "\u0f73", "\u0903"]
+        text = "".join(rng.choice(("é", "a", "")) + "".join(rng.choices(few, k=600)) for _ in range(2))
+        assert sort_marks(text) != text
+        for form in ("NFC", "NFD"):
+            assert unicodedata.normalize(form, sort_marks(text)) == unicodedata.normalize(form, text)
+
+
+@pytest.mark.parametrize("text", ["a\u0301\u0323", "\u0f73\u0f71", "\u0301\u0323\u0903", "[SE", "q", "q "])
+def test_a_megabyte_of_anything_takes_seconds(tokenizer, text):
+    start = time.process_time()
+    tokenizer(text * (1_000_000 // len(text.encode())))
+    assert time.process_time() - start < 10
 
 
 def test_padding_rows_later_equals_padding_at_once(tokenizer):
@@ -307,6 +327,153 @@ def test_bad_arguments_are_refused_by_value(tokenizer):
         tokenizer.pad({"input_ids": [[1]]}, padding="sideways")
     with pytest.raises(ValueError, match="no words"):
         BertTokenizer.train(["", " "], vocab_size=50)
+
+
+# ---- what a folder may not say -----------------------------------------------------------------------------
+
+
+@pytest.fixture
+def folder(tmp_path) -> Path:
+    BertTokenizer([*SPECIAL_TOKENS, "a", "cat", "##s"]).save_pretrained(tmp_path)
+    return tmp_path
+
+
+ADDED_TOKENS = {
+    "tokenizer_config.json: added_tokens_decoder": {"added_tokens_decoder": {"8": {"content": "<x>"}}},
+    "tokenizer_config.json: additional_special_tokens": {"additional_special_tokens": ["<x>"]},
+    "tokenizer_config.json: extra_special_tokens": {"extra_special_tokens": {"image_token": "<x>"}},
+    "tokenizer.json: added_tokens": {"added_tokens": [{"id": 0, "content": "[PAD]"}, {"content": "<x>"}]},
+    "added_tokens.json": {"<x>": 8},
+}
+
+
+@pytest.mark.parametrize("source", ADDED_TOKENS)
+def test_added_tokens_are_refused_by_name(folder, source):
+    (folder / source.split(":")[0]).write_text(json.dumps(ADDED_TOKENS[source]))
+    with pytest.raises(ValueError) as error:
+        BertTokenizer.from_pretrained(folder)
+    assert str(error.value) == f"{folder}/{source}: the added token '<x>' is not supported"
+
+
+def test_tokens_added_by_transformers_are_refused(folder):
+    transformers = pytest.importorskip("transformers", reason="transformers is not installed")
+    theirs = transformers.AutoTokenizer.from_pretrained(folder)
+    theirs.save_pretrained(folder)
+    assert "a" in BertTokenizer.from_pretrained(folder).vocab
+    theirs.add_tokens(["<x>"])
+    theirs.save_pretrained(folder)
+    with pytest.raises(ValueError, match="the added token '<x>' is not supported"):
+        BertTokenizer.from_pretrained(folder)
+
+
+def test_words_that_are_never_split_and_sides_are_refused(folder):
+    tokenizer = BertTokenizer.from_pretrained(folder)
+    for side in ("padding_side", "truncation_side"):
+        assert getattr(tokenizer, side) == "right"
+        setattr(tokenizer, side, "right")
+        with pytest.raises(ValueError, match=f"{side}='left' is not supported, only 'right'"):
+            setattr(tokenizer, side, "left")
+        with pytest.raises(ValueError, match=f"{side}='left' is not supported, only 'right'"):
+            BertTokenizer.from_pretrained(folder, **{side: "left"})
+    (folder / "tokenizer_config.json").write_text('{"never_split": ["cats"]}')
+    with pytest.raises(ValueError, match=r"tokenizer_config\.json: never_split=\['cats'\] is not supported"):
+        BertTokenizer.from_pretrained(folder)
+
+
+def test_overrides_are_checked_like_keywords_and_like_values_of_the_file(folder):
+    assert BertTokenizer.from_pretrained(folder, do_lower_case=False).do_lower_case is False
+    with pytest.raises(TypeError, match="no keyword 'do_lowercase'; the nearest is 'do_lower_case'"):
+        BertTokenizer.from_pretrained(folder, do_lowercase=False)
+    with pytest.raises(ValueError, match=r"^do_lower_case must be true or false, not 'false'"):
+        BertTokenizer.from_pretrained(folder, do_lower_case="false")
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "says"),
+    [
+        ("do_lower_case", "false", "must be true or false, not 'false'"),
+        ("strip_accents", 1, "must be true or false, not 1"),
+        ("unk_token", 7, 'must be a token, or an object with a token as its "content", not 7'),
+        ("mask_token", {}, 'must be a token, or an object with a token as its "content", not {}'),
+        ("pad_token", "", "must be a token, or an object with a token as its \"content\", not ''"),
+        ("model_max_length", "64", "must be a whole number of at least 1, not '64'"),
+        ("model_max_length", 10**50, "must be a whole number of at least 1, not 1000"),
+        ("model_max_length", True, "must be a whole number of at least 1, not True"),
+    ],
+)
+def test_a_wrong_value_in_tokenizer_config_json_is_named(folder, key, value, says):
+    (folder / "tokenizer_config.json").write_text(json.dumps({key: value}))
+    with pytest.raises(ValueError) as error:
+        BertTokenizer.from_pretrained(folder)
+    assert str(error.value).startswith(f"{folder}/tokenizer_config.json: {key} {says}")
+
+
+VOCABULARIES = {
+    "model: vocab is missing": {},
+    "model: vocab must be a JSON object, not None": {"vocab": None},
+    "model: vocab must be a JSON object, not ['a']": {"vocab": ["a"]},
+    "model: vocab must be a JSON object, not 'a'": {"vocab": "a"},
+    "model: vocab: the id of 'a' must be a whole number of at least 0, not '0'": {"vocab": {"a": "0"}},
+    "model: vocab: 'a' and 'b' both have the id 1": {"vocab": {"[UNK]": 0, "a": 1, "b": 1}},
+    "model: vocab: no token has the id 1, but one has 7": {"vocab": {"[UNK]": 0, "a": 7}},
+    "model: max_input_chars_per_word must be one of 100, not 200": {
+        "vocab": {},
+        "max_input_chars_per_word": 200,
+    },
+}
+
+
+@pytest.mark.parametrize("says", VOCABULARIES)
+def test_a_wrong_vocabulary_in_tokenizer_json_is_named(tmp_path, says):
+    path = tmp_path / "tokenizer.json"
+    path.write_text(json.dumps({"model": {"type": "WordPiece"} | VOCABULARIES[says]}))
+    with pytest.raises(ValueError) as error:
+        BertTokenizer.from_pretrained(tmp_path)
+    assert str(error.value) == f"{path}: {says}"
+
+
+def test_a_vocabulary_that_does_not_fit_the_embedding_s_rows_is_refused(folder):
+    (folder / "config.json").write_text('{"text_config": {"vocab_size": 8}}')
+    assert len(BertTokenizer.from_pretrained(folder)) == 8
+    tokens = (folder / "vocab.txt").read_text().splitlines()
+    (folder / "vocab.txt").write_text("\n".join(tokens[:-1]))
+    with pytest.raises(ValueError) as error:
+        BertTokenizer.from_pretrained(folder)
+    assert str(error.value) == f"{folder}/vocab.txt: 7 tokens, but config.json has vocab_size=8"
+
+
+# ---- live --------------------------------------------------------------------------------------------------
+
+
+def test_a_list_of_tokens_or_ids_is_one_text_to_encode(tokenizer):
+    tokens = [*tokenizer.tokenize("the cats sat"), "unheard-of", "[SEP]"]
+    ids = tokenizer.convert_tokens_to_ids(tokens)
+    assert ids[-2:] == [tokenizer.unk_token_id, tokenizer.sep_token_id]
+    assert tokenizer.encode(tokens) == tokenizer.encode(ids) == [tokenizer.cls_token_id, *ids, ids[-1]]
+    assert tokenizer.encode("the", tokens) == [*tokenizer.encode("the"), *ids, ids[-1]]
+    with pytest.raises(ValueError, match="empty list"):
+        tokenizer.encode([])
+
+
+def test_live_reference_encodes_the_same_lists(vocab_file):
+    theirs, ours = slow_reference()(str(vocab_file)), BertTokenizer(vocab_file)
+    if type(theirs).__name__ == "BertTokenizerLegacy":
+        pytest.skip("transformers 5 takes the tokens of a list for texts")
+    tokens = [*ours.tokenize("the cats sat"), "unheard-of", "[SEP]"]
+    ids = ours.convert_tokens_to_ids(tokens)
+    for text, pair in ((tokens, None), (ids, None), (tokens, ids), ("a cat", tokens), (tokens, "a cat")):
+        for options in ({}, {"add_special_tokens": False}, {"max_length": 7, "truncation": True}):
+            expected = theirs.encode(text, pair, **options)
+            assert ours.encode(text, pair, **options) == expected, (text, pair, options)
+
+
+def test_a_text_that_would_lose_all_its_ids_is_an_error(tokenizer):
+    for strategy, texts in (("only_first", ("a", "a b c")), ("only_second", ("a b c", "a"))):
+        assert tokenizer.encode(*texts, truncation=strategy, max_length=7)
+        with pytest.raises(ValueError, match=f"max_length=6 is too small: truncation='{strategy}'"):
+            tokenizer.encode(*texts, truncation=strategy, max_length=6)
+    with pytest.raises(ValueError, match="max_length=2 is too small: truncation='only_first'"):
+        tokenizer.encode("a", truncation="only_first", max_length=2)
 
 
 def slow_reference():

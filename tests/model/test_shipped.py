@@ -102,6 +102,21 @@ def test_no_language_s_name_is_unknown_to_the_vocabulary():
 
 
 @pytest.mark.parametrize("name", ["emoji", "emoji-world"])
+def test_transformers_gives_the_same_ids_and_logits_in_every_language(name):
+    transformers = pytest.importorskip("transformers")
+    folder, queries = WEIGHTS / name, list(QUERIES.values())
+    model, processor = AlignModel.from_pretrained(name), AlignProcessor.from_pretrained(name)
+    inputs = processor(text=queries, padding=True, return_tensors="pt")
+    theirs = transformers.BertTokenizer.from_pretrained(folder)(queries, padding=True, return_tensors="pt")
+    assert torch.equal(inputs["input_ids"], theirs["input_ids"])
+    inputs["pixel_values"] = torch.randn(2, 3, 64, 64, generator=torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        logits = model(**inputs).logits_per_image
+        reference = transformers.AlignModel.from_pretrained(folder).eval()(**inputs).logits_per_image
+    assert logits.std() > 0.1 and (logits - reference).abs().max() < 1e-4
+
+
+@pytest.mark.parametrize("name", ["emoji", "emoji-world"])
 def test_the_vocabulary_has_a_row_for_every_piece(name):
     model, processor = AlignModel.from_pretrained(name), AlignProcessor.from_pretrained(name)
     assert len(processor.tokenizer) == model.config.text_config.vocab_size

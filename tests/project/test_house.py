@@ -15,6 +15,7 @@ ORDER = [
     "support.module",
     "support.hub",
     "support.values",
+    "support.marks",
     "support.settings",
     "support.checks",
     "support.weights_file",

@@ -8,7 +8,7 @@ import pytest
 import torch
 from PIL import Image
 
-from align_minimal import AlignConfig, AlignModel
+from align_minimal import AlignConfig, AlignModel, AlignProcessor
 from weights import ablations, emoji_pairs, prepare_emoji, train_emoji
 
 
@@ -213,3 +213,26 @@ def test_a_run_reports_every_language_and_both_halves_on_the_set_held_out(drawin
     found = json.loads((tmp_path / "run" / "evaluation.json").read_text())
     halves = found["de, captions seen"]["pairs"], found["de, captions not seen"]["pairs"]
     assert found["en"]["pairs"] == found["de"]["pairs"] == sum(halves) == 40 and min(halves) > 10
+
+
+def test_one_command_makes_both_checkpoints_from_one_first_stage(drawings, tmp_path, monkeypatch):
+    monkeypatch.setattr(train_emoji, "__file__", str(tmp_path / "weights" / "train_emoji.py"))
+    changes = {"languages": ["de"], "texts_first": 1, "steps": 2}
+    monkeypatch.setattr(train_emoji, "SHIPPED", {"emoji": {}, "emoji-world": changes})
+    monkeypatch.setattr(train_emoji, "VOCABULARY", 200)
+    asked = []
+    monkeypatch.setattr(train_emoji, "align_minimal", lambda command: asked.append(command))
+    monkeypatch.setattr(train_emoji, "start_from", lambda model, folder: asked.append(folder))
+    first = tmp_path / "out" / "first"
+    first.mkdir(parents=True)
+    AlignProcessor.from_pretrained("emoji").save_pretrained(first)
+    for name in train_emoji.SHIPPED:
+        (tmp_path / "weights" / name).mkdir(parents=True)
+    assert train_emoji.main(f"{drawings} --out {tmp_path / 'out'} --small --steps 1 --freeze 1".split()) == 0
+    assert asked[0][0] == "train" and asked[0][-3:] == ["--steps", "6000", "--resume"]
+    assert asked[1:] == [first, first]
+    models = {name: AlignModel.from_pretrained(tmp_path / "weights" / name) for name in train_emoji.SHIPPED}
+    sizes = [model.config.text_config.vocab_size for model in models.values()]
+    processors = [AlignProcessor.from_pretrained(tmp_path / "weights" / name) for name in train_emoji.SHIPPED]
+    assert sizes == [len(processor.tokenizer) for processor in processors] and sizes[0] == 4000
+    assert sizes[1] < 200

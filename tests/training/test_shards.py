@@ -112,6 +112,20 @@ def test_what_is_no_part_of_a_pair_is_never_held(tmp_path, suffix):
     tracemalloc.stop()
 
 
+@pytest.mark.parametrize("kind", [b"L", b"x"], ids=["a long name", "pax"])
+def test_a_header_of_a_hundred_megabytes_is_not_read(tmp_path, heard, kind):  # noqa: F811
+    """tarfile reads what extends another header in one piece: here 0.1 MB become 100."""
+    with gzip.open(tmp_path / "a.tar.gz", "wb") as file:
+        file.write(pair("one") + pair("doubtful") + header("long", 100 * 2**20, kind))
+        for _ in range(100):
+            file.write(bytes(2**20))
+        file.write(pair("two") + bytes(1024))
+    tracemalloc.start()
+    assert [p.name.rpartition("/")[2] for p in Pairs([tmp_path])] == ["one"]
+    assert tracemalloc.get_traced_memory()[1] < 2**25 and "claims 104,857,600 bytes" in heard()[0]
+    tracemalloc.stop()
+
+
 def test_a_text_or_picture_beyond_the_limit_is_passed_over_by_name(tmp_path, heard, monkeypatch):  # noqa: F811
     monkeypatch.setattr(shards, "LONGEST_TEXT", 100)
     monkeypatch.setattr(shards, "LARGEST_PICTURE", len(PNG))

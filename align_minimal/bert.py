@@ -1,8 +1,10 @@
 """The text tower: BERT (Devlin et al. 2019, arXiv 1810.04805), post-LayerNorm.
 
-    ids → embeddings → N × (attention, feed-forward) → (B, T, H)
+    ids → embeddings → L × (attention, feed-forward) → (B, T, H)
 
-Shapes: B texts, T tokens, H hidden size, N heads of D = H/N. Weights and numbers are Hugging Face's.
+Shapes: B texts, T tokens, H hidden size, L layers, N heads of H/N. The first token is [CLS], which the
+tokenizer added. Post-LayerNorm: a layer adds, then normalizes. It loads Hugging Face's weights and gives its
+numbers. Relative positions and head_mask are options that align-base does not use: skip them at first.
 Leaves out: all that only a decoder needs (cache, cross-attention), and the feed-forward in chunks.
 """
 
@@ -22,8 +24,8 @@ from .support.outputs import TextOutput
 class BertEmbeddings(nn.Module):
     """Word + token type (+ absolute position), normalized. ids (B, T), or vectors (B, T, H) → (B, T, H).
 
-    A token's position is its index in the row, where padding counts too. Relative positions are not added
-    here: they enter in SelfAttention.
+    A token's position is its index in the row, so padding on the left would shift it. Relative positions
+    are not added here: they enter in SelfAttention.
 
     >>> config = AlignTextConfig(vocab_size=9, hidden_size=8, num_attention_heads=2)
     >>> BertEmbeddings(config)(torch.tensor([[2, 5, 3]])).shape
@@ -59,11 +61,11 @@ class BertEmbeddings(nn.Module):
 class SelfAttention(nn.Module):
     """Multi-head attention, and the projection of its result. (B, T, H) → (B, T, H), weights (B, N, T, T).
 
-        softmax(q·kᵀ/√D + mask)·v
+        softmax(q·kᵀ/√(H/N) + mask)·v
 
     Relative positions add q·E[l−r] to q·kᵀ (relative_key, Shaw et al. 2018), or q·E[l−r] + k·E[l−r]
-    (relative_key_query, Huang et al. 2020). `mask` (B, 1, 1 or T, T) is added to the scores; `head_mask`
-    multiplies the weights after dropout.
+    (relative_key_query, Huang et al. 2020). `mask`, of shape (B, 1, 1, T) or (B, 1, T, T), is added to
+    the scores (see additive_mask); `head_mask` multiplies the weights after dropout.
 
     >>> config = AlignTextConfig(hidden_size=8, num_attention_heads=2)
     >>> output, weights = SelfAttention(config)(torch.zeros(1, 3, 8))
@@ -87,10 +89,10 @@ class SelfAttention(nn.Module):
         self, x: Tensor, mask: Tensor | None = None, head_mask: Tensor | None = None
     ) -> tuple[Tensor, Tensor]:
         B, T, H = x.shape
-        heads = (B, T, self.num_heads, H // self.num_heads)
-        q = self.query(x).view(heads).transpose(1, 2)  # (B, N, T, D)
-        k = self.key(x).view(heads).transpose(1, 2)
-        v = self.value(x).view(heads).transpose(1, 2)
+        shape = (B, T, self.num_heads, H // self.num_heads)
+        q = self.query(x).view(shape).transpose(1, 2)  # (B, N, T, H/N)
+        k = self.key(x).view(shape).transpose(1, 2)
+        v = self.value(x).view(shape).transpose(1, 2)
         scores = q @ k.transpose(2, 3)  # (B, N, T, T)
         if self.position_type != "absolute":
             scores = scores + self.relative_scores(q, k)
@@ -107,7 +109,7 @@ class SelfAttention(nn.Module):
         """What the distance l − r from key r to query l adds to their score. → (B, N, T, T)"""
         place = torch.arange(q.shape[2], device=q.device)
         distance = place[:, None] - place[None, :]  # (T, T), from −(T−1) to T−1
-        E = self.distance(distance + self.max_distance)  # (T, T, D)
+        E = self.distance(distance + self.max_distance)  # (T, T, H/N)
         scores = torch.einsum("bnld,lrd->bnlr", q, E)
         if self.position_type == "relative_key_query":
             scores = scores + torch.einsum("bnrd,lrd->bnlr", k, E)
@@ -161,7 +163,7 @@ def additive_mask(attention_mask: Tensor, dtype: torch.dtype) -> Tensor:
     """Turn a mask of 1 (attend) and 0 (do not) into a term that is added to the scores.
 
     (B, T) → (B, 1, 1, T), (B, T, T) → (B, 1, T, T): 0, or the most negative float. It is not −inf, because a
-    row that is masked throughout would become NaN; so it attends evenly.
+    row that is masked throughout would become NaN; with this number it attends to all tokens equally.
 
     >>> additive_mask(torch.tensor([[1, 0]]), torch.float32).shape
     torch.Size([1, 1, 1, 2])
@@ -171,7 +173,7 @@ def additive_mask(attention_mask: Tensor, dtype: torch.dtype) -> Tensor:
 
 
 def layer_head_masks(head_mask: Tensor | None, config: AlignTextConfig) -> list[Tensor | None]:
-    """One mask (1, N, 1, 1) for each layer, from (N,) for all layers alike or (layers, N); 1 keeps a head.
+    """One mask (1, N, 1, 1) for each layer, from (N,) for all layers alike or (L, N); 1 keeps a head.
 
     >>> layer_head_masks(torch.ones(12), AlignTextConfig())[0].shape
     torch.Size([1, 12, 1, 1])
@@ -180,7 +182,7 @@ def layer_head_masks(head_mask: Tensor | None, config: AlignTextConfig) -> list[
     if head_mask is None:
         return [None] * layers
     check_head_mask(head_mask, layers, heads)
-    return list(head_mask.expand(layers, heads)[:, None, :, None, None])
+    return list(head_mask.expand(layers, heads)[:, None, :, None, None])  # L of (1, N, 1, 1)
 
 
 class AlignTextModel(PretrainedModel[TextOutput]):
@@ -220,7 +222,7 @@ class AlignTextModel(PretrainedModel[TextOutput]):
         output_attentions: bool | None = None, output_hidden_states: bool | None = None,
         return_dict: bool | None = None,
     ) -> TextOutput | tuple:  # fmt: skip
-        """attention_mask: (B, T) or (B, T, T), 1 = attend. head_mask: (N,) or (layers, N), 1 = keep.
+        """attention_mask: (B, T) or (B, T, T), 1 = attend. head_mask: (N,) or (L, N), 1 = keep.
 
         hidden_states, where asked for, are the embeddings and every layer's output; attentions, every
         layer's (B, N, T, T).
@@ -229,8 +231,8 @@ class AlignTextModel(PretrainedModel[TextOutput]):
         x = self.embeddings(input_ids, token_type_ids, position_ids, inputs_embeds)  # (B, T, H)
         mask = None if attention_mask is None else additive_mask(attention_mask, x.dtype)
         hidden_states, attentions = [x], []
-        for layer, heads in zip(self.layers, layer_head_masks(head_mask, self.config), strict=True):
-            x, weights = layer(x, mask, heads)
+        for layer, kept_heads in zip(self.layers, layer_head_masks(head_mask, self.config), strict=True):
+            x, weights = layer(x, mask, kept_heads)
             if output_hidden_states:
                 hidden_states.append(x)
             if output_attentions:

@@ -120,7 +120,7 @@ class PretrainedModel(Module[Output]):
         config = cls.config_class.from_pretrained(pretrained_model_name_or_path, **settings)
         path = find_file(pretrained_model_name_or_path, "model.safetensors", "pytorch_model.bin")
         tensors = read_tensors(path)
-        with without_weights(path, tensors, config):
+        with without_weights(path, tensors, config):  # no memory for what is replaced next
             model = cls(config, **options)
         load_weights(model, path, cls.prefix, tensors)
         return model.eval()

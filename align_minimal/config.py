@@ -45,12 +45,12 @@ def get_activation(name: str | Callable) -> Callable:
 class AlignTextConfig(Config):
     """The text tower: BERT (Devlin et al. 2019). The defaults are BERT-Base, uncased.
 
-    >>> AlignTextConfig(hidden_size=256, num_hidden_layers=4, num_attention_heads=4).intermediate_size
-    3072
+    >>> AlignTextConfig(num_hidden_layers=4).hidden_size
+    768
     """
 
     model_type: ClassVar[str] = "align_text_model"
-    part_of_align: ClassVar[str | None] = "text_config"
+    part_of_align: ClassVar[str | None] = "text_config"  # its key inside a full ALIGN's config.json
 
     vocab_size: int = 30522
     hidden_size: int = 768
@@ -61,11 +61,11 @@ class AlignTextConfig(Config):
     hidden_dropout_prob: float = 0.1
     attention_probs_dropout_prob: float = 0.1
     max_position_embeddings: int = 512
-    type_vocab_size: int = 2
+    type_vocab_size: int = 2  # first or second text; ALIGN has one
     initializer_range: float = 0.02
     layer_norm_eps: float = 1e-12
     pad_token_id: int = 0
-    position_embedding_type: str = "absolute"  # or relative_key, relative_key_query
+    position_embedding_type: str = "absolute"  # or relative_key, relative_key_query, which no ALIGN uses
     use_cache: bool = True  # an option of decoders: kept because it is in the file, used nowhere
 
     def __post_init__(self):
@@ -74,7 +74,7 @@ class AlignTextConfig(Config):
 
 
 # The seven stages of blocks in EfficientNet-B0 (table 1 of its paper), a row each; first the columns' names.
-STAGE_LISTS = ("kernel_sizes", "in_channels", "out_channels", "strides", "num_block_repeats", "expand_ratios")
+COLUMNS = ("kernel_sizes", "in_channels", "out_channels", "strides", "num_block_repeats", "expand_ratios")
 B0_STAGES = (
     (3, 32, 16, 1, 1, 1),
     (3, 16, 24, 2, 2, 6),
@@ -87,22 +87,23 @@ B0_STAGES = (
 
 
 def column(name: str) -> Callable[[], list[int]]:
-    """What makes the default of AlignVisionConfig's list `name`: that column of B0_STAGES.
+    """A function that returns column `name` of B0_STAGES, in a fresh list for each configuration.
 
     >>> column("strides")()
     [1, 2, 2, 2, 1, 2, 1]
     """
-    return lambda: [row[STAGE_LISTS.index(name)] for row in B0_STAGES]
+    return lambda: [row[COLUMNS.index(name)] for row in B0_STAGES]
 
 
 @dataclass
 class AlignVisionConfig(Config):
     """The image tower: EfficientNet (Tan & Le 2019). The defaults are B7: B0's stages, wider and deeper.
 
-    `width_coefficient` scales the stages' channels, `depth_coefficient` their repeats. Hugging Face's file
-    has one list for each column of the stage table: entry i of each list describes stage i.
-    `depthwise_padding` lists the blocks, counted through all stages, whose convolution of stride 2 is padded
-    evenly. `image_size` is kept because it is in the file: the network takes any size.
+    `width_coefficient` scales the stages' channels (round_filters in efficientnet.py), `depth_coefficient`
+    their repeats, rounded up. Hugging Face's file has one list for each column of the stage table: entry i of
+    each list describes stage i. `depthwise_padding` lists the blocks, counted through all stages, whose
+    convolution of stride 2 is padded by k//2 on every side (in all others, by one pixel less on the left and
+    top); no preset has any. `image_size` is kept because it is in the file: the network takes any size.
 
     >>> AlignVisionConfig(width_coefficient=1.0).strides
     [1, 2, 2, 2, 1, 2, 1]
@@ -115,7 +116,7 @@ class AlignVisionConfig(Config):
     image_size: int = 600
     width_coefficient: float = 2.0
     depth_coefficient: float = 3.1
-    depth_divisor: int = 8
+    depth_divisor: int = 8  # Hugging Face's name: numbers of channels are multiples of it
     kernel_sizes: list[int] = field(default_factory=column("kernel_sizes"))
     in_channels: list[int] = field(default_factory=column("in_channels"))
     out_channels: list[int] = field(default_factory=column("out_channels"))
@@ -125,7 +126,7 @@ class AlignVisionConfig(Config):
     expand_ratios: list[int] = field(default_factory=column("expand_ratios"))
     squeeze_expansion_ratio: float = 0.25
     hidden_act: str | Callable = "swish"
-    hidden_dim: int = 2560
+    hidden_dim: int = 2560  # kept because it is in the file, used nowhere: the width is round_filters(320)
     pooling_type: str = "mean"  # or max
     initializer_range: float = 0.02
     batch_norm_eps: float = 0.001
@@ -133,12 +134,12 @@ class AlignVisionConfig(Config):
     drop_connect_rate: float = 0.2
 
     def __post_init__(self):
-        check_vision_config(self, STAGE_LISTS)
+        check_vision_config(self, COLUMNS)
         get_activation(self.hidden_act)
 
     def stages(self) -> list[tuple[int, ...]]:
         """The rows of the stage table, not yet scaled: kernel, in, out, stride, repeats, expand ratio."""
-        return list(zip(*(getattr(self, name) for name in STAGE_LISTS), strict=True))
+        return list(zip(*(getattr(self, name) for name in COLUMNS), strict=True))
 
 
 @dataclass
@@ -157,7 +158,7 @@ class AlignConfig(Config):
     vision_config: AlignVisionConfig | dict | None = None
     projection_dim: int = 640
     temperature_init_value: float = 1.0
-    initializer_range: float = 0.02
+    initializer_range: float = 0.02  # kept because it is in the file, used nowhere: each tower has its own
 
     def __post_init__(self):
         check_align_config(self)
@@ -188,7 +189,8 @@ BERT_LARGE = dict(hidden_size=1024, num_hidden_layers=24, num_attention_heads=16
 B3 = dict(image_size=289, width_coefficient=1.2, depth_coefficient=1.4, hidden_dim=384)
 B7 = dict(image_size=289, width_coefficient=2.0, depth_coefficient=3.1, hidden_dim=640)
 L2 = dict(image_size=289, width_coefficient=4.3, depth_coefficient=5.3, hidden_dim=1376)
-# For the checkpoint in weights/emoji: pictures of 64 px, texts of at most 64 tokens, no dropout.
+# The sizes of the checkpoint in weights/emoji: pictures of 64 px, texts of at most 64 tokens, no dropout.
+# Only vocab_size is not the checkpoint's (4000): training sets it to the size of the vocabulary.
 EMOJI_TEXT = dict(hidden_size=128, num_hidden_layers=2, num_attention_heads=4, intermediate_size=512)
 EMOJI_TEXT |= dict(max_position_embeddings=64, hidden_dropout_prob=0.0, attention_probs_dropout_prob=0.0)
 EMOJI_VISION = dict(image_size=64, width_coefficient=0.5, depth_coefficient=0.5, hidden_dim=160)
@@ -196,7 +198,8 @@ EMOJI_VISION |= dict(drop_connect_rate=0.0)
 EMOJI_VISION |= dict(kernel_sizes=[3] * 7)  # the late maps are 4×4: a 5×5 kernel would see mostly padding
 EMOJI_VISION |= dict(strides=[1, 2, 2, 2, 1, 1, 1])  # halved 4 times with the stem, not 5 times
 
-# projection_dim is the image tower's own width, round_filters(320 · width): it has no projection.
+# projection_dim is the image tower's own width, because that tower has no projection: 320 channels times
+# width_coefficient, rounded (round_filters in efficientnet.py).
 PRESETS: dict[str, dict[str, Any]] = {
     "emoji": dict(
         text_config=EMOJI_TEXT, vision_config=EMOJI_VISION, projection_dim=160, temperature_init_value=0.1

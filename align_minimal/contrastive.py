@@ -25,8 +25,10 @@ def contrastive_loss(
         (2)  L_t2i = −1/B Σ_i log[ exp(y_i·x_i/σ) / Σ_j exp(y_i·x_j/σ) ]
 
     The paper sums the two. Hugging Face takes their mean, half of the paper's, and so does this function.
-    σ divides, is the same in both directions, and is not clamped. Label smoothing ε gives each of the B texts
-    ε/B of the target, so the loss cannot reach 0.
+    σ divides, is the same in both directions, and is not clamped. Cosines lie in [−1, 1], so at σ = 1 the
+    loss without smoothing cannot fall below log(1 + (B−1)/e²): σ must shrink, and is learnt (in the paper it
+    ends near 1/64). Label smoothing ε gives each of the B candidates ε/B of the target, and the right one
+    1 − ε more, so the loss cannot reach 0.
 
     tile: never more than a tile × B block of logits is in memory. distributed: the negatives come from every
     rank of the default process group; each rank gets the loss of all pairs, and averaging the ranks'
@@ -39,6 +41,8 @@ def contrastive_loss(
     >>> pairs = torch.eye(4)
     >>> contrastive_loss(pairs, pairs, temperature=1.0, label_smoothing=0.0)
     tensor(0.7437)
+
+    That is log(1 + 3/e): far from 0, because σ is 1.
     """
     check_pairs(text_embeds, image_embeds, temperature, label_smoothing)
     if tile is not None or distributed:
@@ -47,6 +51,7 @@ def contrastive_loss(
         return tiled_loss(text_embeds, image_embeds, temperature, label_smoothing, tile, distributed)
     logits = text_embeds @ image_embeds.T / temperature  # (B, B): row i, column j is y_i·x_j/σ
     labels = torch.arange(logits.shape[0], device=logits.device)  # text i belongs to image i
+    # Rows are texts, so they give equation 2; columns give equation 1.
     text_to_image = F.cross_entropy(logits, labels, label_smoothing=label_smoothing)
     image_to_text = F.cross_entropy(logits.T, labels, label_smoothing=label_smoothing)
     return (text_to_image + image_to_text) / 2

@@ -2,8 +2,10 @@
 
     pixels → stem → MBConv blocks → global pool → (B, C)
 
-Shapes: B images, C channels, H×W pixels. `block_specs` makes one BlockSpec for each block of the network.
-Weights, and numbers in evaluation, are Hugging Face's.
+Shapes: B images, C channels, H×W pixels. An MBConv block (mobile inverted bottleneck) widens, filters each
+channel by itself, weighs the channels, and narrows again. The stem and four of the seven stages halve the
+sides: pictures of 289 pixels become maps of 144, 72, 36, 18 and 9.
+It loads Hugging Face's weights and, in eval mode, gives its numbers.
 Differs from Hugging Face in training: BatchNorm's momentum means what it means in Keras, and drop-connect
 drops a whole sample's branch, both as in the original TensorFlow code.
 """
@@ -49,10 +51,10 @@ class BlockSpec:
     in_channels: int
     out_channels: int
     stride: int
-    expand_ratio: int
+    expand_ratio: int  # hidden channels = in_channels · this
     residual: bool
-    centered_padding: bool  # at stride 2: k//2 on every side, in place of TensorFlow's (k//2 − 1, k//2)
-    drop_rate: float
+    centered_padding: bool  # how a depthwise convolution of stride 2 is padded: see ConvNorm
+    drop_rate: float  # of DropConnect: 0 at the first block, almost drop_connect_rate at the last
 
 
 def block_specs(config: AlignVisionConfig) -> list[BlockSpec]:
@@ -104,6 +106,9 @@ class ConvNorm(nn.Module):
 
     (B, C_in, H, W) → (B, C_out, H', W'), with H' = H at stride 1 and ⌊H/2⌋ at stride 2 (⌈H/2⌉ if `centered`).
 
+    At stride 2 it pads as TensorFlow's SAME does on an even side: k//2 − 1 pixels on the left and top, k//2
+    on the right and bottom, so that the last window ends at the border. `centered` pads k//2 on every side.
+
     >>> layer = ConvNorm(3, 8, 3, AlignVisionConfig(), stride=2)
     >>> layer(torch.zeros(1, 3, 9, 9)).shape
     torch.Size([1, 8, 4, 4])
@@ -120,9 +125,8 @@ class ConvNorm(nn.Module):
         )
         self.bn = BatchNorm(out_channels, config)
         self.activation = activation
-        # TensorFlow's SAME at stride 2 on an even side: one pixel less on the left and top than on the right
-        # and bottom, so that the last window ends at the border. On an odd side SAME would pad evenly; this
-        # does not, like coyo-align, which is built for an unknown size. Order: left, right, top, bottom.
+        # On an odd side SAME would pad evenly; this does not, like coyo-align (KakaoBrain's TensorFlow code,
+        # which trained align-base), whose network is built for an unknown size. Left, right, top, bottom:
         before, after = kernel_size // 2 - 1, kernel_size // 2
         self.pad_first = (before, after, before, after) if stride == 2 and not centered else None
 
@@ -208,15 +212,17 @@ class MBConv(nn.Module):
         h = x if self.expand is None else self.expand(x)  # (B, C_in·ratio, H, W)
         h = self.depthwise(h)  # (B, C_in·ratio, H', W')
         h = self.squeeze_excite(h)
-        h = self.project(h)  # (B, C_out, H', W')
+        h = self.project(h)  # (B, C_out, H', W'); no activation: a linear bottleneck
         return x + self.drop_connect(h) if self.residual else h
 
 
 class AlignVisionModel(PretrainedModel[VisionOutput]):
     """The image tower. (B, 3, H, W) → last_hidden_state (B, C, h, w), pooler_output (B, C).
 
-    C is round_filters(out_channels[-1]), which is the width of ALIGN's embedding. Weights start at
-    N(0, initializer_range); an untrained network in eval mode is numerically zero (B7: 1e-23, B0: 1e-25).
+    h is about H/32. C is round_filters(out_channels[-1]), which is the width of ALIGN's embedding. Weights
+    start at N(0, initializer_range). In eval mode an untrained network gives almost zero (B7: 1e-23), because
+    BatchNorm then divides by 1 and the convolutions shrink their inputs: train it, or call .train(), before
+    you look at numbers.
 
     >>> config = AlignVisionConfig(width_coefficient=0.5, depth_coefficient=0.5)
     >>> AlignVisionModel(config)(torch.zeros(2, 3, 64, 64)).pooler_output.shape
@@ -224,13 +230,13 @@ class AlignVisionModel(PretrainedModel[VisionOutput]):
     """
 
     config_class = AlignVisionConfig
-    prefix = "vision_model."
-    input_embeddings = "stem.conv"
+    prefix = "vision_model."  # of its keys in a full ALIGN (checkpoint.py)
+    input_embeddings = "stem.conv"  # what get_input_embeddings() returns
 
     def __init__(self, config: AlignVisionConfig):
         super().__init__(config)
         act = get_activation(config.hidden_act)
-        width = round_filters(32, config)  # as wide as B0's 32 scaled, whatever in_channels[0] says
+        width = round_filters(32, config)  # 32 scaled, even if in_channels[0] is not 32, as in Hugging Face
         self.stem = ConvNorm(config.num_channels, width, 3, config, stride=2, activation=act)
         self.blocks = nn.ModuleList(MBConv(spec, config) for spec in block_specs(config))
         self.apply(self.init_weights)

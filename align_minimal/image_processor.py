@@ -1,8 +1,11 @@
 """Pictures of any kind → the pixels that the image tower takes (section 5 of the paper).
 
-    picture → RGB → resize → centre crop → rescale → normalize → (÷ std again) → (3, H, W) float32
+    picture → RGB → resize → centre crop → rescale → normalize → (÷ std if include_top) → (3, H, W) float32
 
 Follows EfficientNetImageProcessor of transformers 4.37.2, bit for bit on RGB input.
+The defaults are that processor's, for classifiers of ImageNet. A checkpoint's own file replaces them:
+align-base resizes bilinearly to 346, crops the central 289, takes x/127.5 − 1 (rescale_factor=1/127.5,
+rescale_offset=True), and neither normalizes nor divides again (do_normalize=False, include_top=False).
 Differs from Hugging Face: pictures of every Pillow mode and of 1, 2 and 4 channels become RGB, with
 transparency over white (Hugging Face refuses them); a centre crop that has to pad always gives the size that
 was asked for (Hugging Face's is one row short where the deficit is odd); booleans are black and white, and

@@ -60,10 +60,10 @@ class AlignModel(PretrainedModel[AlignOutput]):
     ) -> Tensor:  # fmt: skip
         """The texts' embeddings, (B, D), not normalized. The arguments are AlignTextModel's.
 
-        The last three change nothing here; they stand in the documented signature.
+        The last three change nothing here; they stand in Hugging Face's signature.
         """
-        words = input_ids, attention_mask, token_type_ids, position_ids, head_mask, inputs_embeds
-        return self.project_text(self.text_model(*words))
+        text_inputs = input_ids, attention_mask, token_type_ids, position_ids, head_mask, inputs_embeds
+        return self.project_text(self.text_model(*text_inputs))
 
     def get_image_features(
         self, pixel_values: Tensor | None = None,
@@ -85,15 +85,17 @@ class AlignModel(PretrainedModel[AlignOutput]):
         → logits_per_image (B_i, B_t), logits_per_text, text_embeds (B_t, D) and image_embeds (B_i, D), both
         normalized, the towers' own outputs, and, with return_loss (which needs B_t = B_i), the loss.
         """
-        words = input_ids, attention_mask, token_type_ids, position_ids, head_mask, inputs_embeds
+        text_inputs = input_ids, attention_mask, token_type_ids, position_ids, head_mask, inputs_embeds
         vision = self.vision_model(pixel_values, output_hidden_states)
-        text = self.text_model(*words, output_attentions, output_hidden_states)
-        x, y = vision.pooler_output, self.project_text(text)  # (B_i, D), (B_t, D): images and texts
-        # No eps: an embedding of zeros is a bug that shows itself as NaN.
+        text = self.text_model(*text_inputs, output_attentions, output_hidden_states)
+        x, y = vision.pooler_output, self.project_text(text)  # images (B_i, D), texts (B_t, D)
+        # No eps: an embedding of zeros shows itself as NaN. It is a bug, or an untrained image tower in eval
+        # mode, whose 1e-23 is 0 once it is squared.
         x = x / x.norm(dim=-1, keepdim=True)
         y = y / y.norm(dim=-1, keepdim=True)
         logits_per_text = y @ x.T / self.temperature  # (B_t, B_i): cosines over σ
         output = AlignOutput(
+            # (texts, images): it makes its own logits, because a large batch needs them in tiles.
             loss=contrastive_loss(y, x, self.temperature) if return_loss else None,
             logits_per_image=logits_per_text.T,
             logits_per_text=logits_per_text,

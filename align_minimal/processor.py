@@ -1,8 +1,9 @@
 """Texts and pictures as one call: what `AlignModel` takes, from what people have.
 
 Follows AlignProcessor of transformers 4.37.2.
-Differs from Hugging Face: a text over max_length is cut, with a warning, as coyo-align did (Hugging Face
-leaves it long, and a batch of long and short texts then fails); an unknown option is an error.
+Differs from Hugging Face: a text over max_length (64 tokens, the paper's section 5) is cut, with a warning,
+as coyo-align did (KakaoBrain's TensorFlow code, which trained align-base). Hugging Face leaves it long, and a
+batch of long and short texts then fails. An unknown option is an error.
 """
 
 from __future__ import annotations
@@ -46,8 +47,9 @@ class AlignProcessor:
         padding: bool | str = "max_length", max_length: int | None = 64, return_tensors: str | None = None,
         **options,
     ) -> Batch:  # fmt: skip
-        """B texts → input_ids, token_type_ids, attention_mask (B, T); N pictures → pixel_values (N, 3, H, W).
+        """B_t texts → input_ids, token_type_ids, attention_mask (B_t, T); B_i pictures → pixel_values.
 
+        pixel_values have the shape (B_i, 3, H, W).
         `options` are the tokenizer's and the image processor's; each goes to the one that knows it. Texts of
         more than max_length tokens are cut, with one UserWarning; truncation=True cuts without a word,
         truncation=False leaves them long.
@@ -70,6 +72,7 @@ class AlignProcessor:
         """(the tokenizer's options, the image processor's)"""
         if not options:
             return {}, {}
+        # The names in the tokenizer's own signature; the image processor's are its fields.
         for_text = [n for n in inspect.signature(self.tokenizer.__call__).parameters if n != "text"]
         for_images = [*self.image_processor.keywords(), "data_format", "input_data_format"]
         return tuple(share_out("AlignProcessor", options, for_text, for_images, ["text", "images"])[:2])

@@ -5,7 +5,12 @@ stand for themselves. Ids, padding and truncation are those of the slow BertToke
 The ids of words that were cut before are remembered, so natural text costs little more than a dictionary
 look-up for each word.
 
-Leaves out: special tokens other than the five, padding and truncation on the left, strides, offsets.
+ALIGN gives it single texts: [CLS] text [SEP] [PAD] …, 64 ids in all. Second texts (token type 1), lists of
+words, `pad` and most of the return_… options are for programs that were written for Hugging Face's tokenizer:
+skip them at first.
+
+Leaves out: special tokens other than [PAD] [UNK] [CLS] [SEP] [MASK], padding and truncation on the left,
+strides (overlapping windows of a long text), offsets (the characters that a piece came from).
 Differs from Hugging Face: where the strategy that was asked for cannot reach max_length, this tokenizer
 raises an error; Hugging Face logs one and leaves the text too long.
 """
@@ -32,8 +37,8 @@ class BertTokenizer:
     """Texts → ids, token types and masks; ids → text.
 
     `vocab_file` is a path (UTF-8, a token a line, its id the line's number from 0), or the tokens themselves.
-    strip_accents=None strips them where do_lower_case does. model_max_length: what truncation=True and
-    padding="max_length" mean without max_length. ValueError or FileNotFoundError naming the file.
+    strip_accents=None: as do_lower_case says. model_max_length: the max_length of a call that gives none.
+    ValueError or FileNotFoundError naming the file.
 
     >>> tokenizer = BertTokenizer([*SPECIAL_TOKENS, "a", "red", "cat", "##s"])
     >>> tokenizer.tokenize("A red cats!")
@@ -69,7 +74,7 @@ class BertTokenizer:
         for role in ROLES:  # pad_token_id, unk_token_id, …
             setattr(self, f"{role}_id", self.vocab[getattr(self, role)])
         self._special = re.compile(f"({'|'.join(map(re.escape, sorted(special, key=len, reverse=True)))})")
-        self._remembered: dict[str, tuple[int, ...]] = {}  # word → ids of its pieces
+        self._remembered: dict[str, tuple[int, ...]] = {}  # a stretch without spaces → ids of its pieces
 
     def __len__(self) -> int:
         return len(self.vocab)
@@ -84,7 +89,7 @@ class BertTokenizer:
         """The text lower-cased and cut around its special tokens: [text, special token, text, …]."""
         if not isinstance(text, str):
             raise TypeError(f"a text must be a str, not {type(text).__name__}")
-        parts = self._special.split(text)
+        parts = self._special.split(text)  # the group keeps the separators: odd entries are special tokens
         if self.do_lower_case:
             parts[::2] = map(lower, parts[::2])
             parts = self._special.split("".join(parts))  # lowering can make a special token such as "<pad>"
@@ -285,7 +290,8 @@ class BertTokenizer:
 
         First [PAD], [UNK], [CLS], [SEP], [MASK]; then the `limit_alphabet` most frequent characters, each as
         the start and as the inside of a word, so that any word made of them can be encoded; then pieces, in
-        the order in which `learn_pieces` merges them. ValueError if the characters do not fit.
+        the order in which `learn_pieces` merges them (training/vocabulary.py: read it after the ten files).
+        ValueError if the characters do not fit.
 
         >>> list(BertTokenizer.train(["ab ab ac"] * 3, vocab_size=12).vocab)[5:]
         ['a', 'b', 'c', '##a', '##b', '##c', 'ab']
@@ -293,5 +299,6 @@ class BertTokenizer:
         from .training.vocabulary import learn_vocabulary
 
         special = [options.get(role, token) for role, token in zip(ROLES, SPECIAL_TOKENS, strict=True)]
+        # The tokenizer made here has no pieces yet: it only cuts the texts into words.
         limits = vocab_size, min_frequency, limit_alphabet
         return cls(learn_vocabulary(texts, cls(special, **options).words, special, *limits), **options)

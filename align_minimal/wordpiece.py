@@ -2,15 +2,13 @@ r"""WordPiece: what a word is, and how it is cut into pieces.
 
 A text becomes pieces in four small functions; BertTokenizer (tokenizer.py) calls them:
 
-    lower        each character by itself, where do_lower_case is set
+    lower        each character by itself (if BertTokenizer's do_lower_case)
     clean        drop control characters, make every white space a space, set Chinese characters apart
     split_words  split at white space, strip accents, make each punctuation mark a word of its own
     wordpiece    cut a word into the longest pieces that the vocabulary has
 
-They follow the slow BertTokenizer of transformers 4.37.2 on any Unicode text. Hugging Face asks Python's
-`unicodedata` what a character is, and the patterns here ask `regex`, which knows a newer Unicode. The answers
-agree: `clean` drops every character that `unicodedata` does not know, and MOVED lists the two that changed
-their class. How a vocabulary of pieces is learnt is in training/vocabulary.py.
+They follow the slow (pure Python) BertTokenizer of transformers 4.37.2 on any Unicode text. How a vocabulary
+of pieces is learnt is in training/vocabulary.py.
 """
 
 from __future__ import annotations
@@ -28,9 +26,13 @@ CHINESE = regex.compile(
     r"[\u3400-\u4DBF\u4E00-\u9FFF\uF900-\uFAFF"
     r"\U00020000-\U0002A6DF\U0002A700-\U0002CEAF\U0002F800-\U0002FA1F]"
 )
-# Unicode 14 and 16 gave these two marks (Mn) a width (Mc); until Python does so too, they are dropped.
+# Mn: a mark above or below its letter, such as an accent; Mc: one beside it. Hugging Face asks Python's
+# `unicodedata` what a character is; the patterns here ask `regex`, which knows a newer Unicode. The answers
+# agree: `clean` drops every character that `unicodedata` does not know, and MOVED lists the two that Unicode
+# 14 and 16 moved from Mn to Mc; until Python does so too, they are dropped.
 MOVED = "".join(c for c in "\u1734\U0001171e" if unicodedata.category(c) == "Mn")
 ACCENTS = regex.compile(rf"[\p{{Mn}}{MOVED}]+")
+# The inside of a [...]: \p{P} is Unicode's punctuation, and the ranges are ASCII's.
 PUNCTUATION = r"\p{P}!-/:-@\[-`{-~"  # BERT counts ASCII's symbols as well: $ + < = > ^ ` | ~
 WORDS = regex.compile(f"[^{PUNCTUATION}]+|[{PUNCTUATION}]")  # a run without punctuation, or one mark of it
 
@@ -70,7 +72,10 @@ def lower(text: str) -> str:
 
 
 def clean(text: str, tokenize_chinese_chars: bool = True) -> str:
-    """Control characters dropped, white space made spaces, spaces around Chinese characters; composed (NFC).
+    """Control characters dropped, white space made spaces, spaces around Chinese characters.
+
+    It is also composed (NFC): an e and its accent become é. split_words undoes that where it strips accents;
+    Hugging Face does both, too.
 
     >>> clean("a\\x00b\\tc中d")
     'ab c 中 d'
@@ -89,8 +94,8 @@ def split_words(text: str, strip_accents: bool = True, special: Sequence[str] = 
     for word in text.split():
         if strip_accents and not word.isascii() and word not in special:
             word = unicodedata.normalize("NFD", word)  # é becomes e and an accent
-            word = word if word.isalnum() else ACCENTS.sub("", word)
-        # Most words are nothing but letters. Others may be special tokens that cleaning uncovered: "[S\0EP]".
+            word = word if word.isalnum() else ACCENTS.sub("", word)  # an accent is not alnum
+        # Most words are nothing but letters. Cleaning can produce a special token: "[S\0EP]" becomes "[SEP]".
         words += [word] if word.isalnum() or word in special else WORDS.findall(word)
     return words
 
@@ -98,7 +103,8 @@ def split_words(text: str, strip_accents: bool = True, special: Sequence[str] = 
 def wordpiece(word: str, vocab: Mapping[str, int], unk_token: str = "[UNK]") -> list[str]:
     """The longest piece that starts the word, then the longest "##" piece that starts the rest, and so on.
 
-    One `unk_token` if no piece starts some rest, or if the word has more than MAX_WORD characters.
+    This is called greedy longest match first. One `unk_token` (it stands for any unknown word) if no piece
+    starts some rest, or if the word has more than MAX_WORD characters.
 
     >>> wordpiece("abcdefz", {"a": 0, "ab": 1, "##cd": 2, "##efz": 3, "abcdefg": 4})
     ['ab', '##cd', '##efz']
@@ -107,11 +113,11 @@ def wordpiece(word: str, vocab: Mapping[str, int], unk_token: str = "[UNK]") -> 
         return [unk_token]
     pieces, mark, rest = [], "", word
     while rest:
-        rest = mark + rest
+        rest = mark + rest  # after the first piece, look up "##" + rest
         for end in range(len(rest), len(mark), -1):
             if rest[:end] in vocab:
                 break
-        else:
+        else:  # no piece starts the rest
             return [unk_token]
         pieces.append(rest[:end])
         mark, rest = "##", rest[end:]

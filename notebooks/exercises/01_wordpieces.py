@@ -49,7 +49,10 @@ def lower(text: str) -> str:
 
 
 def clean(text: str, tokenize_chinese_chars: bool = True) -> str:
-    """Control characters dropped, white space made spaces, spaces around Chinese characters; composed (NFC).
+    """Control characters dropped, white space made spaces, spaces around Chinese characters.
+
+    It is also composed (NFC): an e and its accent become é. split_words undoes that where it strips accents;
+    Hugging Face does both, too.
 
     >>> clean("a\\x00b\\tc中d")
     'ab c 中 d'
@@ -69,7 +72,8 @@ def split_words(text: str, strip_accents: bool = True, special: Sequence[str] = 
 def wordpiece(word: str, vocab: Mapping[str, int], unk_token: str = "[UNK]") -> list[str]:
     """The longest piece that starts the word, then the longest "##" piece that starts the rest, and so on.
 
-    One `unk_token` if no piece starts some rest, or if the word has more than MAX_WORD characters.
+    This is called greedy longest match first. One `unk_token` (it stands for any unknown word) if no piece
+    starts some rest, or if the word has more than MAX_WORD characters.
 
     >>> wordpiece("abcdefz", {"a": 0, "ab": 1, "##cd": 2, "##efz": 3, "abcdefg": 4})
     ['ab', '##cd', '##efz']
@@ -135,8 +139,8 @@ class BertTokenizer:
     """Texts → ids, token types and masks; ids → text.
 
     `vocab_file` is a path (UTF-8, a token a line, its id the line's number from 0), or the tokens themselves.
-    strip_accents=None strips them where do_lower_case does. model_max_length: what truncation=True and
-    padding="max_length" mean without max_length. ValueError or FileNotFoundError naming the file.
+    strip_accents=None: as do_lower_case says. model_max_length: the max_length of a call that gives none.
+    ValueError or FileNotFoundError naming the file.
 
     >>> tokenizer = BertTokenizer([*SPECIAL_TOKENS, "a", "red", "cat", "##s"])
     >>> tokenizer.tokenize("A red cats!")
@@ -258,7 +262,8 @@ class BertTokenizer:
 
         First [PAD], [UNK], [CLS], [SEP], [MASK]; then the `limit_alphabet` most frequent characters, each as
         the start and as the inside of a word, so that any word made of them can be encoded; then pieces, in
-        the order in which `learn_pieces` merges them. ValueError if the characters do not fit.
+        the order in which `learn_pieces` merges them (training/vocabulary.py: read it after the ten files).
+        ValueError if the characters do not fit.
 
         >>> list(BertTokenizer.train(["ab ab ac"] * 3, vocab_size=12).vocab)[5:]
         ['a', 'b', 'c', '##a', '##b', '##c', 'ab']

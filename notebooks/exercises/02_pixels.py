@@ -196,8 +196,9 @@ class AlignProcessor:
         padding: bool | str = "max_length", max_length: int | None = 64, return_tensors: str | None = None,
         **options,
     ) -> Batch:  # fmt: skip
-        """B texts → input_ids, token_type_ids, attention_mask (B, T); N pictures → pixel_values (N, 3, H, W).
+        """B_t texts → input_ids, token_type_ids, attention_mask (B_t, T); B_i pictures → pixel_values.
 
+        pixel_values have the shape (B_i, 3, H, W).
         `options` are the tokenizer's and the image processor's; each goes to the one that knows it. Texts of
         more than max_length tokens are cut, with one UserWarning; truncation=True cuts without a word,
         truncation=False leaves them long.

@@ -45,6 +45,9 @@ class ConvNorm(nn.Module):
 
     (B, C_in, H, W) → (B, C_out, H', W'), with H' = H at stride 1 and ⌊H/2⌋ at stride 2 (⌈H/2⌉ if `centered`).
 
+    At stride 2 it pads as TensorFlow's SAME does on an even side: k//2 − 1 pixels on the left and top, k//2
+    on the right and bottom, so that the last window ends at the border. `centered` pads k//2 on every side.
+
     >>> layer = ConvNorm(3, 8, 3, AlignVisionConfig(), stride=2)
     >>> layer(torch.zeros(1, 3, 9, 9)).shape
     torch.Size([1, 8, 4, 4])

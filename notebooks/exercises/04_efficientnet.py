@@ -47,8 +47,10 @@ def block_specs(config: AlignVisionConfig) -> list[BlockSpec]:
 class AlignVisionModel(PretrainedModel[VisionOutput]):
     """The image tower. (B, 3, H, W) → last_hidden_state (B, C, h, w), pooler_output (B, C).
 
-    C is round_filters(out_channels[-1]), which is the width of ALIGN's embedding. Weights start at
-    N(0, initializer_range); an untrained network in eval mode is numerically zero (B7: 1e-23, B0: 1e-25).
+    h is about H/32. C is round_filters(out_channels[-1]), which is the width of ALIGN's embedding. Weights
+    start at N(0, initializer_range). In eval mode an untrained network gives almost zero (B7: 1e-23), because
+    BatchNorm then divides by 1 and the convolutions shrink their inputs: train it, or call .train(), before
+    you look at numbers.
 
     >>> config = AlignVisionConfig(width_coefficient=0.5, depth_coefficient=0.5)
     >>> AlignVisionModel(config)(torch.zeros(2, 3, 64, 64)).pooler_output.shape
@@ -56,8 +58,8 @@ class AlignVisionModel(PretrainedModel[VisionOutput]):
     """
 
     config_class = AlignVisionConfig
-    prefix = "vision_model."
-    input_embeddings = "stem.conv"
+    prefix = "vision_model."  # of its keys in a full ALIGN (checkpoint.py)
+    input_embeddings = "stem.conv"  # what get_input_embeddings() returns
 
     def __init__(self, config: AlignVisionConfig):
         raise NotImplementedError

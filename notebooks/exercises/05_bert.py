@@ -32,8 +32,8 @@ from align_minimal.support.outputs import TextOutput
 class BertEmbeddings(nn.Module):
     """Word + token type (+ absolute position), normalized. ids (B, T), or vectors (B, T, H) → (B, T, H).
 
-    A token's position is its index in the row, where padding counts too. Relative positions are not added
-    here: they enter in SelfAttention.
+    A token's position is its index in the row, so padding on the left would shift it. Relative positions
+    are not added here: they enter in SelfAttention.
 
     >>> config = AlignTextConfig(vocab_size=9, hidden_size=8, num_attention_heads=2)
     >>> BertEmbeddings(config)(torch.tensor([[2, 5, 3]])).shape
@@ -53,11 +53,11 @@ class BertEmbeddings(nn.Module):
 class SelfAttention(nn.Module):
     """Multi-head attention, and the projection of its result. (B, T, H) → (B, T, H), weights (B, N, T, T).
 
-        softmax(q·kᵀ/√D + mask)·v
+        softmax(q·kᵀ/√(H/N) + mask)·v
 
     Relative positions add q·E[l−r] to q·kᵀ (relative_key, Shaw et al. 2018), or q·E[l−r] + k·E[l−r]
-    (relative_key_query, Huang et al. 2020). `mask` (B, 1, 1 or T, T) is added to the scores; `head_mask`
-    multiplies the weights after dropout.
+    (relative_key_query, Huang et al. 2020). `mask`, of shape (B, 1, 1, T) or (B, 1, T, T), is added to
+    the scores (see additive_mask); `head_mask` multiplies the weights after dropout.
 
     >>> config = AlignTextConfig(hidden_size=8, num_attention_heads=2)
     >>> output, weights = SelfAttention(config)(torch.zeros(1, 3, 8))
@@ -114,7 +114,7 @@ def additive_mask(attention_mask: Tensor, dtype: torch.dtype) -> Tensor:
     """Turn a mask of 1 (attend) and 0 (do not) into a term that is added to the scores.
 
     (B, T) → (B, 1, 1, T), (B, T, T) → (B, 1, T, T): 0, or the most negative float. It is not −inf, because a
-    row that is masked throughout would become NaN; so it attends evenly.
+    row that is masked throughout would become NaN; with this number it attends to all tokens equally.
 
     >>> additive_mask(torch.tensor([[1, 0]]), torch.float32).shape
     torch.Size([1, 1, 1, 2])
@@ -123,7 +123,7 @@ def additive_mask(attention_mask: Tensor, dtype: torch.dtype) -> Tensor:
 
 
 def layer_head_masks(head_mask: Tensor | None, config: AlignTextConfig) -> list[Tensor | None]:
-    """One mask (1, N, 1, 1) for each layer, from (N,) for all layers alike or (layers, N); 1 keeps a head.
+    """One mask (1, N, 1, 1) for each layer, from (N,) for all layers alike or (L, N); 1 keeps a head.
 
     >>> layer_head_masks(torch.ones(12), AlignTextConfig())[0].shape
     torch.Size([1, 12, 1, 1])
@@ -159,7 +159,7 @@ class AlignTextModel(PretrainedModel[TextOutput]):
         output_attentions: bool | None = None, output_hidden_states: bool | None = None,
         return_dict: bool | None = None,
     ) -> TextOutput | tuple:  # fmt: skip
-        """attention_mask: (B, T) or (B, T, T), 1 = attend. head_mask: (N,) or (layers, N), 1 = keep.
+        """attention_mask: (B, T) or (B, T, T), 1 = attend. head_mask: (N,) or (L, N), 1 = keep.
 
         hidden_states, where asked for, are the embeddings and every layer's output; attentions, every
         layer's (B, N, T, T).

@@ -35,8 +35,10 @@ def contrastive_loss(
         (2)  L_t2i = −1/B Σ_i log[ exp(y_i·x_i/σ) / Σ_j exp(y_i·x_j/σ) ]
 
     The paper sums the two. Hugging Face takes their mean, half of the paper's, and so does this function.
-    σ divides, is the same in both directions, and is not clamped. Label smoothing ε gives each of the B texts
-    ε/B of the target, so the loss cannot reach 0.
+    σ divides, is the same in both directions, and is not clamped. Cosines lie in [−1, 1], so at σ = 1 the
+    loss without smoothing cannot fall below log(1 + (B−1)/e²): σ must shrink, and is learnt (in the paper it
+    ends near 1/64). Label smoothing ε gives each of the B candidates ε/B of the target, and the right one
+    1 − ε more, so the loss cannot reach 0.
 
     tile: never more than a tile × B block of logits is in memory. distributed: the negatives come from every
     rank of the default process group; each rank gets the loss of all pairs, and averaging the ranks'
@@ -49,5 +51,7 @@ def contrastive_loss(
     >>> pairs = torch.eye(4)
     >>> contrastive_loss(pairs, pairs, temperature=1.0, label_smoothing=0.0)
     tensor(0.7437)
+
+    That is log(1 + 3/e): far from 0, because σ is 1.
     """
     raise NotImplementedError

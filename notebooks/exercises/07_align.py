@@ -54,7 +54,7 @@ class AlignModel(PretrainedModel[AlignOutput]):
     ) -> Tensor:  # fmt: skip
         """The texts' embeddings, (B, D), not normalized. The arguments are AlignTextModel's.
 
-        The last three change nothing here; they stand in the documented signature.
+        The last three change nothing here; they stand in Hugging Face's signature.
         """
         raise NotImplementedError
 

@@ -86,6 +86,9 @@ class ConvNorm(nn.Module):
 
     (B, C_in, H, W) → (B, C_out, H', W'), with H' = H at stride 1 and ⌊H/2⌋ at stride 2 (⌈H/2⌉ if `centered`).
 
+    At stride 2 it pads as TensorFlow's SAME does on an even side: k//2 − 1 pixels on the left and top, k//2
+    on the right and bottom, so that the last window ends at the border. `centered` pads k//2 on every side.
+
     >>> layer = ConvNorm(3, 8, 3, AlignVisionConfig(), stride=2)
     >>> layer(torch.zeros(1, 3, 9, 9)).shape
     torch.Size([1, 8, 4, 4])
@@ -155,8 +158,10 @@ class MBConv(nn.Module):
 class AlignVisionModel(PretrainedModel[VisionOutput]):
     """The image tower. (B, 3, H, W) → last_hidden_state (B, C, h, w), pooler_output (B, C).
 
-    C is round_filters(out_channels[-1]), which is the width of ALIGN's embedding. Weights start at
-    N(0, initializer_range); an untrained network in eval mode is numerically zero (B7: 1e-23, B0: 1e-25).
+    h is about H/32. C is round_filters(out_channels[-1]), which is the width of ALIGN's embedding. Weights
+    start at N(0, initializer_range). In eval mode an untrained network gives almost zero (B7: 1e-23), because
+    BatchNorm then divides by 1 and the convolutions shrink their inputs: train it, or call .train(), before
+    you look at numbers.
 
     >>> config = AlignVisionConfig(width_coefficient=0.5, depth_coefficient=0.5)
     >>> AlignVisionModel(config)(torch.zeros(2, 3, 64, 64)).pooler_output.shape
@@ -164,8 +169,8 @@ class AlignVisionModel(PretrainedModel[VisionOutput]):
     """
 
     config_class = AlignVisionConfig
-    prefix = "vision_model."
-    input_embeddings = "stem.conv"
+    prefix = "vision_model."  # of its keys in a full ALIGN (checkpoint.py)
+    input_embeddings = "stem.conv"  # what get_input_embeddings() returns
 
     def __init__(self, config: AlignVisionConfig):
         raise NotImplementedError
@@ -185,8 +190,8 @@ class AlignVisionModel(PretrainedModel[VisionOutput]):
 class BertEmbeddings(nn.Module):
     """Word + token type (+ absolute position), normalized. ids (B, T), or vectors (B, T, H) → (B, T, H).
 
-    A token's position is its index in the row, where padding counts too. Relative positions are not added
-    here: they enter in SelfAttention.
+    A token's position is its index in the row, so padding on the left would shift it. Relative positions
+    are not added here: they enter in SelfAttention.
 
     >>> config = AlignTextConfig(vocab_size=9, hidden_size=8, num_attention_heads=2)
     >>> BertEmbeddings(config)(torch.tensor([[2, 5, 3]])).shape
@@ -206,11 +211,11 @@ class BertEmbeddings(nn.Module):
 class SelfAttention(nn.Module):
     """Multi-head attention, and the projection of its result. (B, T, H) → (B, T, H), weights (B, N, T, T).
 
-        softmax(q·kᵀ/√D + mask)·v
+        softmax(q·kᵀ/√(H/N) + mask)·v
 
     Relative positions add q·E[l−r] to q·kᵀ (relative_key, Shaw et al. 2018), or q·E[l−r] + k·E[l−r]
-    (relative_key_query, Huang et al. 2020). `mask` (B, 1, 1 or T, T) is added to the scores; `head_mask`
-    multiplies the weights after dropout.
+    (relative_key_query, Huang et al. 2020). `mask`, of shape (B, 1, 1, T) or (B, 1, T, T), is added to
+    the scores (see additive_mask); `head_mask` multiplies the weights after dropout.
 
     >>> config = AlignTextConfig(hidden_size=8, num_attention_heads=2)
     >>> output, weights = SelfAttention(config)(torch.zeros(1, 3, 8))
@@ -267,7 +272,7 @@ def additive_mask(attention_mask: Tensor, dtype: torch.dtype) -> Tensor:
     """Turn a mask of 1 (attend) and 0 (do not) into a term that is added to the scores.
 
     (B, T) → (B, 1, 1, T), (B, T, T) → (B, 1, T, T): 0, or the most negative float. It is not −inf, because a
-    row that is masked throughout would become NaN; so it attends evenly.
+    row that is masked throughout would become NaN; with this number it attends to all tokens equally.
 
     >>> additive_mask(torch.tensor([[1, 0]]), torch.float32).shape
     torch.Size([1, 1, 1, 2])
@@ -276,7 +281,7 @@ def additive_mask(attention_mask: Tensor, dtype: torch.dtype) -> Tensor:
 
 
 def layer_head_masks(head_mask: Tensor | None, config: AlignTextConfig) -> list[Tensor | None]:
-    """One mask (1, N, 1, 1) for each layer, from (N,) for all layers alike or (layers, N); 1 keeps a head.
+    """One mask (1, N, 1, 1) for each layer, from (N,) for all layers alike or (L, N); 1 keeps a head.
 
     >>> layer_head_masks(torch.ones(12), AlignTextConfig())[0].shape
     torch.Size([1, 12, 1, 1])
@@ -312,7 +317,7 @@ class AlignTextModel(PretrainedModel[TextOutput]):
         output_attentions: bool | None = None, output_hidden_states: bool | None = None,
         return_dict: bool | None = None,
     ) -> TextOutput | tuple:  # fmt: skip
-        """attention_mask: (B, T) or (B, T, T), 1 = attend. head_mask: (N,) or (layers, N), 1 = keep.
+        """attention_mask: (B, T) or (B, T, T), 1 = attend. head_mask: (N,) or (L, N), 1 = keep.
 
         hidden_states, where asked for, are the embeddings and every layer's output; attentions, every
         layer's (B, N, T, T).
@@ -336,8 +341,10 @@ def contrastive_loss(
         (2)  L_t2i = −1/B Σ_i log[ exp(y_i·x_i/σ) / Σ_j exp(y_i·x_j/σ) ]
 
     The paper sums the two. Hugging Face takes their mean, half of the paper's, and so does this function.
-    σ divides, is the same in both directions, and is not clamped. Label smoothing ε gives each of the B texts
-    ε/B of the target, so the loss cannot reach 0.
+    σ divides, is the same in both directions, and is not clamped. Cosines lie in [−1, 1], so at σ = 1 the
+    loss without smoothing cannot fall below log(1 + (B−1)/e²): σ must shrink, and is learnt (in the paper it
+    ends near 1/64). Label smoothing ε gives each of the B candidates ε/B of the target, and the right one
+    1 − ε more, so the loss cannot reach 0.
 
     tile: never more than a tile × B block of logits is in memory. distributed: the negatives come from every
     rank of the default process group; each rank gets the loss of all pairs, and averaging the ranks'
@@ -350,6 +357,8 @@ def contrastive_loss(
     >>> pairs = torch.eye(4)
     >>> contrastive_loss(pairs, pairs, temperature=1.0, label_smoothing=0.0)
     tensor(0.7437)
+
+    That is log(1 + 3/e): far from 0, because σ is 1.
     """
     raise NotImplementedError
 
@@ -384,7 +393,7 @@ class AlignModel(PretrainedModel[AlignOutput]):
     ) -> Tensor:  # fmt: skip
         """The texts' embeddings, (B, D), not normalized. The arguments are AlignTextModel's.
 
-        The last three change nothing here; they stand in the documented signature.
+        The last three change nothing here; they stand in Hugging Face's signature.
         """
         raise NotImplementedError
 

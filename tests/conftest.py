@@ -71,3 +71,7 @@ def pytest_terminal_summary(terminalreporter, config):
         if told:
             terminalreporter.section(f"{replacement.block} = {replacement.source}")
             terminalreporter.write_line(told)
+    if config.stash.get(REPLACED, []):
+        from tests.lab import layers
+
+        terminalreporter.write_line(layers.fallen_back(config.stash[REPLACED]))

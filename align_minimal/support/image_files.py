@@ -47,7 +47,9 @@ def open_image(
         in_memory = isinstance(source, bytes)
         if not in_memory and os.path.isdir(source):
             raise ValueError("a folder, not a picture")
-        if not in_memory and os.path.exists(source) and not os.path.isfile(source):
+        if not in_memory and not os.path.exists(source):
+            raise FileNotFoundError  # Pillow's error for the empty name has changed over its versions
+        if not in_memory and not os.path.isfile(source):
             raise ValueError("not a regular file")  # to open a pipe could wait for ever
         with read_header(io.BytesIO(source) if in_memory else source) as image:
             if 0 in image.size:

@@ -272,7 +272,8 @@ def split_words(f) -> dict:
 
 def wordpiece(f) -> dict:
     vocab = {"a": 0, "ab": 1, "##cd": 2, "##efz": 3, "abcdefg": 4, "cd": 5, "efz": 6}
-    return of_each(lambda word: f(word, vocab), "abcdefz", "abcdx", "x" * 101)
+    vocab |= {"y" * 100: 7, "##y": 8}  # of a word that is too long by one, each piece is known
+    return of_each(lambda word: f(word, vocab), "abcdefz", "abcdx", "y" * 100, "y" * 101)
 
 
 def merge(f) -> dict:

@@ -9,6 +9,7 @@ fails, it tells what was expected and what came, and which known mistake (mutati
 
 from __future__ import annotations
 
+import ast
 import difflib
 import functools
 import importlib
@@ -206,6 +207,23 @@ def load_file(path: Path) -> ModuleType:
     return module
 
 
+def is_unwritten(node: ast.stmt) -> bool:
+    """Is a function that does nothing but raise NotImplementedError (docstring aside) in this definition?"""
+    for function in (n for n in ast.walk(node) if isinstance(n, ast.FunctionDef)):
+        body = function.body[1:] if ast.get_docstring(function) else function.body
+        if len(body) == 1 and isinstance(body[0], ast.Raise) and "NotImplementedError" in ast.dump(body[0]):
+            return True
+    return False
+
+
+@functools.cache
+def unwritten(path: Path) -> tuple[str, ...]:
+    """The blocks that the reader's file defines, but whose bodies are still to be written."""
+    nodes = ast.parse(path.read_text(encoding="utf-8")).body
+    defined = [n for n in nodes if isinstance(n, (ast.FunctionDef, ast.ClassDef)) and n.name in BLOCKS]
+    return tuple(node.name for node in defined if is_unwritten(node))
+
+
 def nearest(name: str, known: Iterable[str], label: str) -> str:
     near = difflib.get_close_matches(name, list(known), n=1, cutoff=0.4)
     return f"; did you mean {near[0]}?" if near else f"; {label}"
@@ -216,7 +234,7 @@ def original(block: str) -> Any:
 
 
 def read_options(options: Iterable[str]) -> list[Replacement]:
-    """BLOCK=FILE:NAME, or FILE alone for every block that FILE defines under its own name."""
+    """BLOCK=FILE:NAME, or FILE alone for every block that FILE has written under its own name."""
     found = []
     for option in options:
         block, equals, source = option.partition("=")
@@ -232,7 +250,10 @@ def read_options(options: Iterable[str]) -> list[Replacement]:
                 raise pytest.UsageError(
                     f"--layer: {option}: defines no building block; see pytest --layers tests"
                 )
-            found += [read_one(n, f"{option}:{n}") for n in blocks]
+            written = [n for n in blocks if n not in unwritten(path)]
+            if not written:
+                raise pytest.UsageError(f"--layer: {option}: none of its blocks is written yet")
+            found += [read_one(n, f"{option}:{n}") for n in written]
             continue
         if block not in BLOCKS:
             raise pytest.UsageError(
@@ -259,8 +280,14 @@ def read_one(block: str, source: str) -> Replacement:
 
 
 def replace(options: Iterable[str]) -> list[Replacement]:
-    """Judge each block by its example, alone among the package's own; then put all in their places."""
+    """Judge each block by its example, alone among the package's own; then put all in their places.
+
+    What a reader's file has not written yet falls back to the package's own, also where the file uses it.
+    """
     found = read_options(options)
+    for path in {reader_s_file(replacement) for replacement in found}:
+        for name in unwritten(path):
+            setattr(load_file(path), name, original(name))
     for replacement in found:
         replacement.why = explain(replacement.block, replacement.thing)
     for replacement in found:
@@ -269,6 +296,19 @@ def replace(options: Iterable[str]) -> list[Replacement]:
             for name in [n for n, value in vars(module).items() if value is ours]:
                 setattr(module, name, replacement.thing)
     return found
+
+
+def reader_s_file(replacement: Replacement) -> Path:
+    return Path(replacement.source.rpartition(":")[0]).resolve()
+
+
+def fallen_back(replacements: Iterable[Replacement]) -> str:
+    """Which blocks of the readers' files the package's own stood in for, in one line; "" if none."""
+    replacements = list(replacements)
+    asked = {replacement.block for replacement in replacements}
+    files = dict.fromkeys(map(reader_s_file, replacements))
+    names = [name for path in files for name in unwritten(path) if name not in asked]
+    return f"not written yet, so the package's own stood in: {', '.join(names)}" if names else ""
 
 
 # ---- which tests
@@ -285,7 +325,7 @@ def files(block: str) -> set[str]:
 
 def concerns(block: str, nodeid: str) -> bool:
     """Does the test called `nodeid` concern this block?"""
-    name, _, parameters = nodeid.removeprefix("tests/").partition("[")
+    name, _, parameters = nodeid.removeprefix("../").removeprefix("tests/").partition("[")
     if NOT_NUMERIC.search(name.split("::")[-1]):
         return False
     starts = (test.split(" ") for test in BLOCKS[block][1])

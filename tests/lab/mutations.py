@@ -343,6 +343,22 @@ IMAGE_TOWER = [
         new="gate = x.amax((2, 3), keepdim=True)\n",
     ),
     mutation(
+        "squeeze-excite-with-relu",
+        "efficientnet.py",
+        "model/test_efficientnet.py::test_squeeze_excite_applies_the_activation_it_is_given_once",
+        "the activation between the two convolutions is the given one (EfficientNet's is SiLU), not ReLU",
+        old="gate = self.activation(self.reduce(gate))",
+        new="gate = torch.relu(self.reduce(gate))",
+    ),
+    mutation(
+        "squeeze-excite-activates-twice",
+        "efficientnet.py",
+        "model/test_efficientnet.py::test_squeeze_excite_applies_the_activation_it_is_given_once",
+        "the activation comes once, between the two convolutions; here it is applied twice",
+        old="gate = self.activation(self.reduce(gate))",
+        new="gate = self.activation(self.activation(self.reduce(gate)))",
+    ),
+    mutation(
         "hard-sigmoid",
         "efficientnet.py",
         "model/test_efficientnet.py::test_squeeze_excite_by_hand",
@@ -579,6 +595,14 @@ LOSS_AND_MODEL = [
         "the paper sums equations (1) and (2); Hugging Face, and so this loss, takes their mean",
         old="return (text_to_image + image_to_text) / 2",
         new="return text_to_image + image_to_text",
+    ),
+    mutation(
+        "smoothing-over-the-wrong-ones-alone",
+        "contrastive.py",
+        "model/test_contrastive.py::test_hand_computed_loss_with_label_smoothing",
+        "label smoothing spreads ε over all N texts, the right one too: ε/N each, not ε/(N − 1)",
+        old="  # text i belongs to image i\n",
+        new="\n    label_smoothing *= len(labels) / max(1, len(labels) - 1)\n",
     ),
     mutation(
         "no-label-smoothing",

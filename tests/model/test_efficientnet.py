@@ -165,6 +165,18 @@ def test_squeeze_excite_by_hand():
     assert torch.allclose(layer(x), x * gate.view(1, 2, 1, 1))
 
 
+def test_squeeze_excite_applies_the_activation_it_is_given_once():
+    """By arithmetic, with another activation than ReLU: the square of −1/2 is 1/4."""
+    layer = SqueezeExcite(1, 1, torch.square)
+    with torch.no_grad():
+        layer.reduce.weight.fill_(1.0)
+        layer.expand.weight.fill_(1.0)
+        layer.reduce.bias.fill_(-1.5)
+        layer.expand.bias.zero_()
+    gate = torch.sigmoid(torch.tensor(0.25))
+    assert torch.allclose(layer(torch.ones(1, 1, 2, 2)), gate.expand(1, 1, 2, 2))
+
+
 # ---- training
 
 

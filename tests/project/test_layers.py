@@ -1,7 +1,9 @@
 """--layer: every block can be replaced; the package's own passes, the starter is red, mistakes are named."""
 
 import ast
+import configparser
 import inspect
+import os
 import subprocess
 import sys
 
@@ -120,6 +122,132 @@ def test_a_plain_loss_without_checks_or_tiles_passes(tmp_path):
     (tmp_path / "plain.py").write_text(PLAIN, encoding="utf-8")
     status, output = run_pytest("--layer", f"contrastive_loss={tmp_path / 'plain.py'}:loss", "tests")
     assert status == 0, output
+
+
+# ---- a file that is written in part
+
+
+def partly_written(folder, *written):
+    """The exercises of notebook 03, with these blocks written and the others not."""
+    _, blocks = starters.EXERCISES["03_mbconv.py"]
+    source, solved = starters.starter("mine.py", blocks, "mine"), ast.parse(starters.solution(blocks))
+    nodes = [n for n in solved.body if getattr(n, "name", "") in written]
+    tree = ast.parse(source)
+    tree.body = [n for n in tree.body if getattr(n, "name", "") not in written] + nodes
+    (folder / "mine.py").write_text(ast.unparse(tree), encoding="utf-8")
+    return folder / "mine.py"
+
+
+def test_of_a_file_with_one_block_written_that_one_is_marked_and_the_others_fall_back_and_are_named(tmp_path):
+    status, output = run_pytest("--layer", partly_written(tmp_path, "MBConv"), "tests", "-k", "drop_connect")
+    assert status == 0, output
+    left = "not written yet, so the package's own stood in: BatchNorm, ConvNorm, SqueezeExcite, DropConnect"
+    assert left in output
+
+
+def test_a_wrong_block_among_unwritten_ones_is_red_and_they_are_named(tmp_path):
+    path = partly_written(tmp_path, "SqueezeExcite")
+    path.write_text(
+        path.read_text(encoding="utf-8").replace("self.activation(", "torch.relu("), encoding="utf-8"
+    )
+    status, output = run_pytest("--layer", path, "tests", "-k", "squeeze")
+    assert status == 1 and "the mistake 'squeeze-excite-with-relu' gives exactly" in output, output
+    assert "stood in: BatchNorm, ConvNorm, DropConnect, MBConv" in output
+
+
+def test_a_block_that_is_asked_for_by_name_and_not_written_is_red(tmp_path):
+    path = partly_written(tmp_path, "MBConv")
+    status, output = run_pytest("--layer", f"SqueezeExcite={path}:SqueezeExcite", "tests", "-k", "squeeze")
+    assert status == 1 and "SqueezeExcite is not written yet (NotImplementedError)" in output, output
+
+
+def test_a_file_with_nothing_written_is_an_error_in_one_line(written):
+    with pytest.raises(pytest.UsageError, match=r"empty.py: none of its blocks is written yet"):
+        layers.read_options([str(written / "empty.py")])
+
+
+def test_layer_and_break_it_work_from_the_notebooks_folder(tmp_path):
+    source = starters.solution(["SqueezeExcite"]).replace("self.activation(", "torch.relu(")
+    (tmp_path / "mine.py").write_text(source, encoding="utf-8")
+    pytest_here = ("pytest", "-p", "no:cacheprovider")
+    commands = {
+        (*pytest_here, f"--layer={tmp_path / 'mine.py'}", "-k", "squeeze_excite"): 1,
+        (
+            *pytest_here,
+            "--layer",
+            f"SqueezeExcite={tmp_path / 'mine.py'}:SqueezeExcite",
+            "-k",
+            "squeeze_excite",
+        ): 1,
+        (*pytest_here, "--layers"): 0,
+        ("tests.lab.break_it", "sigma-multiplied"): 0,  # a plain path, as an editable install puts it there
+    }
+    environment = os.environ | {"PYTHONPATH": str(ROOT), "PYTHONDONTWRITEBYTECODE": "1"}
+    for command, status in commands.items():
+        run = [sys.executable, "-m", *command]
+        done = subprocess.run(
+            run, cwd=ROOT / "notebooks", env=environment, capture_output=True, text=True, encoding="utf-8"
+        )
+        assert done.returncode == status, done.stdout + done.stderr
+        assert status == 0 or "likely cause: the activation between the two" in done.stdout, done.stdout
+
+
+def test_the_notebooks_extra_brings_what_the_grader_and_the_comparison_import():
+    extras = read_configuration()["notebooks"]
+    assert {"pytest", "hypothesis", "transformers>=4.37.2"} <= set(extras)
+
+
+def read_configuration() -> dict[str, list[str]]:
+    """The extras of setup.cfg."""
+    parser = configparser.ConfigParser()
+    parser.read(ROOT / "setup.cfg", encoding="utf-8")
+    return {name: value.split("\n") for name, value in parser["options.extras_require"].items()}
+
+
+# ---- mistakes that have a diagnosis
+
+RELU = ("SqueezeExcite", "self.activation(self.reduce(gate))", "torch.relu(self.reduce(gate))")
+TWICE = (RELU[0], RELU[1], "self.activation(self.activation(self.reduce(gate)))")
+OTHERS_ALONE = """
+import torch
+
+def loss(text_embeds, image_embeds, temperature, label_smoothing=0.1):
+    logits, n = text_embeds @ image_embeds.T / temperature, len(text_embeds)
+    one = torch.eye(n, dtype=logits.dtype)
+    target = one * (1 - label_smoothing) + (1 - one) * label_smoothing / (n - 1)
+    losses = [-(target * z.log_softmax(1)).sum(1).mean() for z in (logits, logits.T)]
+    return sum(losses) / 2
+"""
+
+
+@pytest.mark.parametrize(
+    ("change", "mistake"),
+    [(RELU, "squeeze-excite-with-relu"), (TWICE, "squeeze-excite-activates-twice")],
+    ids=["relu", "twice"],
+)
+def test_a_wrong_activation_in_squeeze_excite_is_named(tmp_path, change, mistake):
+    block, old, new = change
+    source = starters.solution([block])
+    assert source.count(old) == 1
+    (tmp_path / "mine.py").write_text(source.replace(old, new), encoding="utf-8")
+    assert f"the mistake '{mistake}' gives exactly" in layers.explain(
+        block, thing(tmp_path / "mine.py", block)
+    )
+
+
+def test_smoothing_spread_over_the_wrong_ones_alone_is_named(tmp_path):
+    (tmp_path / "mine.py").write_text(OTHERS_ALONE, encoding="utf-8")
+    (replacement,) = layers.read_options([f"contrastive_loss={tmp_path / 'mine.py'}:loss"])
+    told = layers.explain("contrastive_loss", replacement.thing)
+    assert "the mistake 'smoothing-over-the-wrong-ones-alone' gives exactly" in told, told
+
+
+@pytest.mark.parametrize("limit", ["> 101", ">= MAX_WORD"])
+def test_the_example_of_wordpiece_sees_a_wrong_limit_of_length(tmp_path, limit):
+    source = starters.solution(["wordpiece"])
+    assert source.count("> MAX_WORD") == 1
+    (tmp_path / "mine.py").write_text(source.replace("> MAX_WORD", limit), encoding="utf-8")
+    assert "forward: 'yyy" in layers.explain("wordpiece", thing(tmp_path / "mine.py", "wordpiece"))
 
 
 # ---- what the message says

@@ -156,7 +156,7 @@ def worst_fault(found, limit):
 
 
 WRONG = [
-    ("00.1", 0.5 * 0.066, "divides"),
+    ("00.1", 0.5 / 32, "divides"),  # the shipped checkpoint has σ = 1/32
     ("00.2", 16_384, "no negative"),
     ("00.3", 6, "natural"),
     ("01.1", {"unfishing": ["un", "##fish", "##ing"], "fisherman": ["fish", "##er", "##man"]}, "longest"),

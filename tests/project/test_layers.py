@@ -19,6 +19,7 @@ OTHERS = {
     "wordpiece": {"CleanTable"},
     "training.vocabulary": {"PairCounts", "learn_vocabulary"},
     "support.batching": {
+        "one_text",
         "as_examples",
         "strategies",
         "special_tokens",

@@ -56,7 +56,7 @@ def test_the_licences_of_code_weights_and_samples_are_named_and_their_files_are_
     expression = SETUP["metadata"]["license_expression"].split(" AND ")
     assert expression == ["Apache-2.0", "CC-BY-4.0", "MIT", "CC0-1.0", "LicenseRef-Public-Domain"]
     files = lines("metadata", "license_files")
-    assert len(files) == 4 and all((ROOT / file).is_file() for file in files)
+    assert len(files) == 5 and all((ROOT / file).is_file() for file in files)
     samples = (ROOT / "weights" / "samples" / "README.md").read_text(encoding="utf-8")
     assert all(word in samples for word in ("CC-BY 4.0", "MIT", "CC0", "public domain"))
 

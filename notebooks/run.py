@@ -75,7 +75,7 @@ def run(path: Path, save: bool) -> float:
     notebook = nbformat.read(path, as_version=4)
     whole = notebook if save else with_solutions(notebook)
     began = time.perf_counter()
-    NotebookClient(whole, timeout=10 * LIMIT, resources={"metadata": {"path": str(HERE)}}).execute()
+    NotebookClient(whole, timeout=3 * LIMIT, resources={"metadata": {"path": str(HERE)}}).execute()
     seconds = time.perf_counter() - began
     if save:
         for cell in notebook.cells:
@@ -99,7 +99,13 @@ def main(argv: list[str] | None = None) -> int:
     failed = []
     for path in paths:
         try:
-            seconds = run(path, args.save)
+            try:
+                seconds = run(path, args.save)
+            except (
+                CellTimeoutError
+            ):  # at times a kernel loses a message and waits for ever, with nothing to do
+                print(f"{path.name}: no answer from its kernel, so once more", flush=True)
+                seconds = run(path, args.save)
             slow = f", over {LIMIT}" if seconds > LIMIT else ""
             print(f"{path.name}: {seconds:.0f} s{slow}", flush=True)
         except (CellExecutionError, CellTimeoutError) as error:

@@ -65,7 +65,7 @@ class SelfAttention(nn.Module):
 
     Relative positions add q·E[l−r] to q·kᵀ (relative_key, Shaw et al. 2018), or q·E[l−r] + k·E[l−r]
     (relative_key_query, Huang et al. 2020). `mask`, of shape (B, 1, 1, T) or (B, 1, T, T), is added to
-    the scores (see additive_mask); `head_mask` multiplies the weights after dropout.
+    the scores (additive_mask, below, makes it); `head_mask` multiplies the weights after dropout.
 
     >>> config = AlignTextConfig(hidden_size=8, num_attention_heads=2)
     >>> output, weights = SelfAttention(config)(torch.zeros(1, 3, 8))
@@ -116,6 +116,19 @@ class SelfAttention(nn.Module):
         return scores
 
 
+def additive_mask(attention_mask: Tensor, dtype: torch.dtype) -> Tensor:
+    """Turn a mask of 1 (attend) and 0 (do not) into a term that is added to the scores.
+
+    (B, T) → (B, 1, 1, T), (B, T, T) → (B, 1, T, T): 0, or the most negative float. It is not −inf, because a
+    row that is masked throughout would become NaN; with this number it attends to all tokens equally.
+
+    >>> additive_mask(torch.tensor([[1, 0]]), torch.float32).shape
+    torch.Size([1, 1, 1, 2])
+    """
+    mask = attention_mask[:, None, None, :] if attention_mask.ndim == 2 else attention_mask[:, None]
+    return (1 - mask.to(dtype)) * torch.finfo(dtype).min
+
+
 class FeedForward(nn.Module):
     """Two linear layers with the activation between them, on each token alone. (B, T, H) → (B, T, H).
 
@@ -157,19 +170,6 @@ class BertLayer(nn.Module):
         x = self.attention_norm(x + self.dropout(attended))  # (B, T, H)
         x = self.feed_forward_norm(x + self.dropout(self.feed_forward(x)))
         return x, weights
-
-
-def additive_mask(attention_mask: Tensor, dtype: torch.dtype) -> Tensor:
-    """Turn a mask of 1 (attend) and 0 (do not) into a term that is added to the scores.
-
-    (B, T) → (B, 1, 1, T), (B, T, T) → (B, 1, T, T): 0, or the most negative float. It is not −inf, because a
-    row that is masked throughout would become NaN; with this number it attends to all tokens equally.
-
-    >>> additive_mask(torch.tensor([[1, 0]]), torch.float32).shape
-    torch.Size([1, 1, 1, 2])
-    """
-    mask = attention_mask[:, None, None, :] if attention_mask.ndim == 2 else attention_mask[:, None]
-    return (1 - mask.to(dtype)) * torch.finfo(dtype).min
 
 
 def layer_head_masks(head_mask: Tensor | None, config: AlignTextConfig) -> list[Tensor | None]:

@@ -29,7 +29,7 @@ from .support.outputs import Batch
 from .support.vocab_files import OPTIONS, ROLES, SPECIAL_TOKENS
 from .wordpiece import clean, lower, split_words, wordpiece
 
-MAX_REMEMBERED = 100_000  # words
+MAX_REMEMBERED = 100_000  # stretches without spaces
 CLEAN_UP = (" .", " ?", " !", " ,", " ' ", " n't", " 'm", " 's", " 've", " 're")  # each loses its spaces
 
 
@@ -65,15 +65,15 @@ class BertTokenizer:
         self.clean_up_tokenization_spaces = clean_up_tokenization_spaces
         self.pad_token, self.unk_token, self.cls_token = pad_token, unk_token, cls_token
         self.sep_token, self.mask_token = sep_token, mask_token
-        special = dict.fromkeys((unk_token, sep_token, pad_token, cls_token, mask_token))
-        self.all_special_tokens = list(special)
+        self.all_special_tokens = [*dict.fromkeys((unk_token, sep_token, pad_token, cls_token, mask_token))]
         self.ids_to_tokens = dict(enumerate(vocab_files.load_vocabulary(vocab_file, self.all_special_tokens)))
         self.vocab = {token: i for i, token in self.ids_to_tokens.items()}
         self.vocab_size = len(self.vocab)
         self.all_special_ids = [self.vocab[token] for token in self.all_special_tokens]
         for role in ROLES:  # pad_token_id, unk_token_id, …
             setattr(self, f"{role}_id", self.vocab[getattr(self, role)])
-        self._special = re.compile(f"({'|'.join(map(re.escape, sorted(special, key=len, reverse=True)))})")
+        longest_first = sorted(self.all_special_tokens, key=len, reverse=True)
+        self._special_pattern = re.compile(f"({'|'.join(map(re.escape, longest_first))})")
         self._remembered: dict[str, tuple[int, ...]] = {}  # a stretch without spaces → ids of its pieces
 
     def __len__(self) -> int:
@@ -89,13 +89,14 @@ class BertTokenizer:
         """The text lower-cased and cut around its special tokens: [text, special token, text, …]."""
         if not isinstance(text, str):
             raise TypeError(f"a text must be a str, not {type(text).__name__}")
-        parts = self._special.split(text)  # the group keeps the separators: odd entries are special tokens
+        parts = self._special_pattern.split(text)  # the group keeps what separates: odd entries are special
         if self.do_lower_case:
             parts[::2] = map(lower, parts[::2])
-            parts = self._special.split("".join(parts))  # lowering can make a special token such as "<pad>"
+            parts = self._special_pattern.split("".join(parts))  # lowering can make one, such as "<pad>"
         return parts
 
-    def _split(self, text: str) -> list[str]:
+    def _split_words(self, text: str) -> list[str]:
+        """`split_words` with the options of this tokenizer."""
         strip = self.do_lower_case if self.strip_accents is None else self.strip_accents
         return split_words(text, strip, self.all_special_tokens)
 
@@ -106,26 +107,28 @@ class BertTokenizer:
         ['un', 'cafe', '!']
         """
         cleaned = (clean(part, self.tokenize_chinese_chars) for part in self._parts(text)[::2])
-        return [word for part in cleaned for word in self._split(part)]
+        return [word for part in cleaned for word in self._split_words(part)]
 
-    def _ids_of_word(self, word: str) -> tuple[int, ...]:
-        pieces = [p for part in self._split(word) for p in wordpiece(part, self.vocab, self.unk_token)]
+    def _ids_of_stretch(self, stretch: str) -> tuple[int, ...]:
+        """The ids of a stretch without spaces, such as "cats!": it can hold several words. Remembered."""
+        words = self._split_words(stretch)
+        pieces = [piece for word in words for piece in wordpiece(word, self.vocab, self.unk_token)]
         if len(self._remembered) >= MAX_REMEMBERED:
             self._remembered.clear()
-        ids = self._remembered[word] = tuple(map(self.vocab.__getitem__, pieces))
+        ids = self._remembered[stretch] = tuple(map(self.vocab.__getitem__, pieces))
         return ids
 
-    def _ids(self, text: str | Sequence[str], split: bool = False) -> list[int]:
-        """The ids of a text, or (split) of one that is already a list of words; [CLS] and [SEP] not added."""
-        if split and not isinstance(text, str):
+    def _ids(self, text: str | Sequence[str], are_words: bool = False) -> list[int]:
+        """The ids of a text, or (are_words) of a list of words; [CLS] and [SEP] not added."""
+        if are_words and not isinstance(text, str):
             return [i for word in text for i in ([word] if isinstance(word, int) else self._ids(word))]
         ids: list[int] = []
         for i, part in enumerate(self._parts(text)):
             if i % 2:
                 ids.append(self.vocab[part])
                 continue
-            for word in clean(part, self.tokenize_chinese_chars).split():
-                ids += self._remembered.get(word) or self._ids_of_word(word)
+            for stretch in clean(part, self.tokenize_chinese_chars).split():
+                ids += self._remembered.get(stretch) or self._ids_of_stretch(stretch)
         return ids
 
     def tokenize(self, text: str) -> list[str]:
@@ -134,17 +137,34 @@ class BertTokenizer:
 
     # ---- texts → batch
 
-    def _row(self, texts, split, special, truncation, limit) -> tuple[list[int], int, int]:
+    def _row(self, texts, are_words, add_special_tokens, truncation, limit) -> tuple[list[int], int, int]:
         """(ids of a text or of a pair, how many of them have token type 0, how many were cut)"""
-        a, b = (None if text is None else self._ids(text, split) for text in texts)
-        added = special * (2 if b is None else 3)
+        a, b = (None if text is None else self._ids(text, are_words) for text in texts)
+        added = add_special_tokens * (2 if b is None else 3)
         cut = max(len(a) + len(b or []) + added - limit, 0) if truncation else 0
         if cut:
             a, b = batching.truncate(a, b, limit - added, truncation, limit)
-        if not special:
+        if not add_special_tokens:
             return a + (b or []), len(a) + len(b or []), cut  # Hugging Face gives both texts type 0 here
         first = [self.cls_token_id, *a, self.sep_token_id]
         return first if b is None else [*first, *b, self.sep_token_id], len(first), cut
+
+    def _padded(self, columns: Mapping[str, Iterable], width: int, kind: str | None) -> Batch:
+        """Columns of rows → a batch; rows with an entry for each token are padded on the right to `width`."""
+        fill = batching.FILL | {"input_ids": self.pad_token_id}
+        if kind is None:
+            return batching.as_lists(columns, width, fill)
+        widths = {max(len(row), width) for row in columns["input_ids"]}
+        if kind not in ("pt", "np") or len(widths) > 1:
+            raise batching.no_tensors(kind)
+        shape, batch = (len(columns["input_ids"]), *widths), Batch()  # (B, T)
+        for name, rows in columns.items():
+            array = np.full(shape, fill.get(name, 0), dtype=np.int64)
+            for i, row in enumerate(rows if name in fill else ()):
+                array[i, : len(row)] = row
+            array = array if name in fill else np.array(rows, dtype=np.int64)
+            batch[name] = array if kind == "np" else torch.from_numpy(array)
+        return batch
 
     def __call__(
         self, text: str | Sequence, text_pair: str | Sequence | None = None, add_special_tokens: bool = True,
@@ -189,23 +209,6 @@ class BertTokenizer:
             columns["num_truncated_tokens"] = cut
         batch = self._padded(columns, width, return_tensors)
         return batch if return_tensors or not single else Batch({k: rows[0] for k, rows in batch.items()})
-
-    def _padded(self, columns: Mapping[str, Iterable], width: int, kind: str | None) -> Batch:
-        """Columns of rows → a batch; rows with an entry for each token are padded on the right to `width`."""
-        fill = batching.FILL | {"input_ids": self.pad_token_id}
-        if kind is None:
-            return batching.as_lists(columns, width, fill)
-        widths = {max(len(row), width) for row in columns["input_ids"]}
-        if kind not in ("pt", "np") or len(widths) > 1:
-            raise batching.no_tensors(kind)
-        shape, batch = (len(columns["input_ids"]), *widths), Batch()  # (B, T)
-        for name, rows in columns.items():
-            array = np.full(shape, fill.get(name, 0), dtype=np.int64)
-            for i, row in enumerate(rows if name in fill else ()):
-                array[i, : len(row)] = row
-            array = array if name in fill else np.array(rows, dtype=np.int64)
-            batch[name] = array if kind == "np" else torch.from_numpy(array)
-        return batch
 
     def pad(
         self, encoded_inputs: Mapping[str, Sequence] | Sequence[Mapping[str, Sequence]],

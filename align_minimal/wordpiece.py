@@ -84,19 +84,19 @@ def clean(text: str, tokenize_chinese_chars: bool = True) -> str:
     return unicodedata.normalize("NFC", text if len(text) < LONG_RUN else sort_marks(text))
 
 
-def split_words(text: str, strip_accents: bool = True, special: Sequence[str] = ()) -> list[str]:
-    """The words and punctuation marks of a clean text; a word that is in `special` stays whole.
+def split_words(text: str, strip_accents: bool = True, special_tokens: Sequence[str] = ()) -> list[str]:
+    """The words and punctuation marks of a clean text; a word that is in `special_tokens` stays whole.
 
-    >>> split_words("un café, [SEP]", special=["[SEP]"])
+    >>> split_words("un café, [SEP]", special_tokens=["[SEP]"])
     ['un', 'cafe', ',', '[SEP]']
     """
     words: list[str] = []
     for word in text.split():
-        if strip_accents and not word.isascii() and word not in special:
+        if strip_accents and not word.isascii() and word not in special_tokens:
             word = unicodedata.normalize("NFD", word)  # é becomes e and an accent
             word = word if word.isalnum() else ACCENTS.sub("", word)  # an accent is not alnum
         # Most words are nothing but letters. Cleaning can produce a special token: "[S\0EP]" becomes "[SEP]".
-        words += [word] if word.isalnum() or word in special else WORDS.findall(word)
+        words += [word] if word.isalnum() or word in special_tokens else WORDS.findall(word)
     return words
 
 

@@ -16,22 +16,22 @@ TRUNCATION |= {name: name for name in ("longest_first", "only_first", "only_seco
 FILL = {"token_type_ids": 0, "attention_mask": 0, "special_tokens_mask": 1}  # on padding
 
 
-def as_examples(text: Any, text_pair: Any, split: bool) -> tuple[bool, list[tuple]]:
+def as_examples(text: Any, text_pair: Any, are_words: bool) -> tuple[bool, list[tuple]]:
     """(whether it is one text, [(text, second text or None), …]) from a tokenizer's arguments.
 
-    >>> as_examples("a cat", None, split=False), as_examples(["a", "b"], ["c", "d"], split=False)
+    >>> as_examples("a cat", None, are_words=False), as_examples(["a", "b"], ["c", "d"], are_words=False)
     ((True, [('a cat', None)]), (False, [('a', 'c'), ('b', 'd')]))
     """
-    if isinstance(text, list) and text_pair is None and not split and set(map(type, text)) == {str}:
+    if isinstance(text, list) and text_pair is None and not are_words and set(map(type, text)) == {str}:
         return False, [(t, None) for t in text]  # the usual call
     if not isinstance(text, (str, list, tuple)):
         raise TypeError(f"text must be a str or a list of them, not {type(text).__name__}")
-    single = isinstance(text, str) or (split and all(isinstance(word, (str, int)) for word in text))
+    single = isinstance(text, str) or (are_words and all(isinstance(word, (str, int)) for word in text))
     if single:
         text, text_pair = [text], None if text_pair is None else [text_pair]
     if not text:
         raise ValueError("text is an empty list")
-    if text_pair is None and not split:  # a batch may hold pairs, too
+    if text_pair is None and not are_words:  # a batch may hold pairs, too
         text_pair = [t[1] if isinstance(t, (list, tuple)) and len(t) == 2 else None for t in text]
         text = [t[0] if pair is not None else t for t, pair in zip(text, text_pair, strict=True)]
     pairs = [None] * len(text) if text_pair is None else text_pair

@@ -60,10 +60,10 @@ def clean(text: str, tokenize_chinese_chars: bool = True) -> str:
     raise NotImplementedError
 
 
-def split_words(text: str, strip_accents: bool = True, special: Sequence[str] = ()) -> list[str]:
-    """The words and punctuation marks of a clean text; a word that is in `special` stays whole.
+def split_words(text: str, strip_accents: bool = True, special_tokens: Sequence[str] = ()) -> list[str]:
+    """The words and punctuation marks of a clean text; a word that is in `special_tokens` stays whole.
 
-    >>> split_words("un café, [SEP]", special=["[SEP]"])
+    >>> split_words("un café, [SEP]", special_tokens=["[SEP]"])
     ['un', 'cafe', ',', '[SEP]']
     """
     raise NotImplementedError

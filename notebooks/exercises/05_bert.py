@@ -4,9 +4,9 @@ Write the bodies, and check them from the top of the repository, one by one:
 
     pytest --layer BertEmbeddings=notebooks/exercises/05_bert.py:BertEmbeddings tests
     pytest --layer SelfAttention=notebooks/exercises/05_bert.py:SelfAttention tests
+    pytest --layer additive_mask=notebooks/exercises/05_bert.py:additive_mask tests
     pytest --layer FeedForward=notebooks/exercises/05_bert.py:FeedForward tests
     pytest --layer BertLayer=notebooks/exercises/05_bert.py:BertLayer tests
-    pytest --layer additive_mask=notebooks/exercises/05_bert.py:additive_mask tests
     pytest --layer layer_head_masks=notebooks/exercises/05_bert.py:layer_head_masks tests
     pytest --layer AlignTextModel=notebooks/exercises/05_bert.py:AlignTextModel tests
 
@@ -57,7 +57,7 @@ class SelfAttention(nn.Module):
 
     Relative positions add q·E[l−r] to q·kᵀ (relative_key, Shaw et al. 2018), or q·E[l−r] + k·E[l−r]
     (relative_key_query, Huang et al. 2020). `mask`, of shape (B, 1, 1, T) or (B, 1, T, T), is added to
-    the scores (see additive_mask); `head_mask` multiplies the weights after dropout.
+    the scores (additive_mask, below, makes it); `head_mask` multiplies the weights after dropout.
 
     >>> config = AlignTextConfig(hidden_size=8, num_attention_heads=2)
     >>> output, weights = SelfAttention(config)(torch.zeros(1, 3, 8))
@@ -76,6 +76,18 @@ class SelfAttention(nn.Module):
     def relative_scores(self, q: Tensor, k: Tensor) -> Tensor:
         """What the distance l − r from key r to query l adds to their score. → (B, N, T, T)"""
         raise NotImplementedError
+
+
+def additive_mask(attention_mask: Tensor, dtype: torch.dtype) -> Tensor:
+    """Turn a mask of 1 (attend) and 0 (do not) into a term that is added to the scores.
+
+    (B, T) → (B, 1, 1, T), (B, T, T) → (B, 1, T, T): 0, or the most negative float. It is not −inf, because a
+    row that is masked throughout would become NaN; with this number it attends to all tokens equally.
+
+    >>> additive_mask(torch.tensor([[1, 0]]), torch.float32).shape
+    torch.Size([1, 1, 1, 2])
+    """
+    raise NotImplementedError
 
 
 class FeedForward(nn.Module):
@@ -108,18 +120,6 @@ class BertLayer(nn.Module):
         self, x: Tensor, mask: Tensor | None = None, head_mask: Tensor | None = None
     ) -> tuple[Tensor, Tensor]:
         raise NotImplementedError
-
-
-def additive_mask(attention_mask: Tensor, dtype: torch.dtype) -> Tensor:
-    """Turn a mask of 1 (attend) and 0 (do not) into a term that is added to the scores.
-
-    (B, T) → (B, 1, 1, T), (B, T, T) → (B, 1, T, T): 0, or the most negative float. It is not −inf, because a
-    row that is masked throughout would become NaN; with this number it attends to all tokens equally.
-
-    >>> additive_mask(torch.tensor([[1, 0]]), torch.float32).shape
-    torch.Size([1, 1, 1, 2])
-    """
-    raise NotImplementedError
 
 
 def layer_head_masks(head_mask: Tensor | None, config: AlignTextConfig) -> list[Tensor | None]:

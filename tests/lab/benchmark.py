@@ -402,7 +402,8 @@ def prepare(folder: Path) -> None:
     model = AlignModel(AlignConfig.preset("b7_base"))
     healthy(model, sample=pixels_of(4)).save_pretrained(folder)
     learnt = list(BertTokenizer.train(captions(20_000), 30_522).ids_to_tokens.values())
-    unused = [f"[unused{i}]" for i in range(30_522 - len(learnt))]  # as BERT's own vocabulary has: a token a row
+    # As BERT's own vocabulary has: a token for each row of the embedding.
+    unused = [f"[unused{i}]" for i in range(30_522 - len(learnt))]
     AlignProcessor(align_base_processor(), BertTokenizer(learnt + unused)).save_pretrained(folder)
 
 

@@ -18,7 +18,7 @@ from .layers import BLOCKS, file_of
 FOLDER = ROOT / "notebooks" / "exercises"
 VISION_PARTS = ["BatchNorm", "ConvNorm", "SqueezeExcite", "DropConnect", "MBConv"]
 VISION_WHOLE = ["round_filters", "block_specs", "AlignVisionModel"]
-TEXT = ["BertEmbeddings", "SelfAttention", "FeedForward", "BertLayer", "additive_mask", "layer_head_masks"]
+TEXT = ["BertEmbeddings", "SelfAttention", "additive_mask", "FeedForward", "BertLayer", "layer_head_masks"]
 TEXT += ["AlignTextModel"]
 PIXELS = ["to_rgb", "grey_to_bytes", "to_rgb_array", "resize", "center_crop", "EfficientNetImageProcessor"]
 WORDS = ["lower", "clean", "split_words", "wordpiece", "merge", "best_pair", "learn_pieces", "truncate"]

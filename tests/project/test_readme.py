@@ -124,6 +124,16 @@ def test_every_deviation_names_a_test_that_exists():
         assert test in definitions(ROOT / "tests" / file), f"{file} has no {test}"
 
 
+def test_rows_where_a_user_of_hugging_face_meets_a_difference_stand_before_those_where_there_is_none():
+    table = section(PACKAGE, "Who does what")
+    rows = [re.split(r"\s*\|\s*", line) for line in table.splitlines() if line.count("|") == 7][2:]
+    refused = [i for i, row in enumerate(rows) if re.search("refused|Error", row[5])]
+    same = [i for i, row in enumerate(rows) if row[5] in ("as Hugging Face", row[4])]
+    alone = [i for i, row in enumerate(rows) if "no optimiser" in row[4] or "`train`" in row[5]]
+    assert len(refused) >= 6 and len(same) >= 2 and len(alone) >= 5
+    assert max(refused) < min(same) and max(same) < min(alone)
+
+
 def test_every_row_of_the_paper_map_names_a_symbol_a_test_and_a_notebook_that_exist():
     rows = [line for line in section(PACKAGE, "From the paper to the code").splitlines() if line[:2] == "| "][
         2:

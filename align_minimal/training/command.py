@@ -8,10 +8,13 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import math
 import os
 import signal
 import sys
 import warnings
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 from ..support.hub import read_json, write_atomically, write_json
 from ..support.image_files import open_image
@@ -25,6 +28,44 @@ from .processes import note_signals, processes
 from .run_folder import Run, checkpoints, locked, model_files
 from .step import reason
 
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
+
+INK, GREY = "#1a1a1a", "#595959"
+CURVES = {  # what a panel shows: its lines, each with its key in metrics.jsonl, its name and its colour
+    "loss (nats)": (
+        ("log_n", "log N: chance", GREY),
+        ("loss", "loss", "#2a7f62"),
+        ("floor", "label smoothing's floor", GREY),
+    ),
+    "temperature": (("temperature", "temperature", "#7aa6c2"),),
+    "learning rate": (("lr", "learning rate", "#c9a227"),),
+}
+
+
+def spread(places: Sequence[float], gap: float) -> list[float]:
+    """The places, moved down where they would be less than `gap` below the next one above.
+
+    >>> spread([10, 0, 9], 4)
+    [10, 0, 6]
+    """
+    moved, above = list(places), float("inf")
+    for i in sorted(range(len(places)), key=places.__getitem__, reverse=True):
+        above = moved[i] = min(places[i], above - gap)
+    return moved
+
+
+def name_lines(axis: Axes, lines: Sequence[tuple[str, str, str]], last: Sequence[dict]) -> None:
+    """Each line's name and last value at its right end; `last` is the last row, if there is one."""
+    finite = ((key, name, row) for row in last for key, name, _ in lines if math.isfinite(row[key]))
+    named = {name: (row["step"], row[key]) for key, name, row in finite}
+    heights = [axis.transData.transform(end)[1] for end in named.values()]  # pixels
+    point = axis.figure.dpi / 72  # in pixels
+    for (name, end), height, place in zip(named.items(), heights, spread(heights, 14 * point), strict=True):
+        offset, text = (8, (place - height) / point), f"{name} {end[1]:.3g}"
+        axis.annotate(text, end, offset, textcoords="offset points", va="center", color=INK)
+
 
 def draw_curves(run: Run) -> None:
     """`curves.png`: loss, temperature and learning rate by step; without matplotlib, a warning."""
@@ -33,19 +74,25 @@ def draw_curves(run: Run) -> None:
     except ImportError:
         warnings.warn("no curves.png: matplotlib is not installed", stacklevel=2)
         return
-    names = ("step", "loss", "log_n", "floor", "temperature", "lr")
+    names = ["step", *(name for lines in CURVES.values() for name, _, _ in lines)]
     rows = [row for row in run.metrics() if all(isinstance(row.get(n), (int, float)) for n in names)]
-    steps = [row["step"] for row in rows]
-    figure = Figure(figsize=(8, 9), layout="constrained")
-    axes = figure.subplots(3, 1, sharex=True)
-    for name, label in (("log_n", "log N: chance"), ("loss", "loss"), ("floor", "label smoothing's floor")):
-        axes[0].plot(steps, [row[name] for row in rows], label=label, linewidth=1)
-    axes[0].legend()
-    axes[0].set_ylabel("loss (nats)")
-    for axis, name, label in ((axes[1], "temperature", "temperature"), (axes[2], "lr", "learning rate")):
-        axis.plot(steps, [row[name] for row in rows], linewidth=1, color="C1")
-        axis.set_ylabel(label)
-    axes[2].set_xlabel("step")
+    figure = Figure(figsize=(9, 8), dpi=160, layout="constrained")
+    axes = figure.subplots(3, 1, sharex=True, height_ratios=(2, 1, 1))
+    for axis, (label, lines) in zip(axes, CURVES.items(), strict=True):
+        for name, _, colour in lines:
+            style = "--" if colour == GREY else "-"
+            axis.plot([row["step"] for row in rows], [row[name] for row in rows], style, color=colour, lw=1.5)
+        axis.set_ylabel(label, color=INK)
+        axis.spines[["top", "right"]].set_visible(False)
+        axis.margins(x=0)
+        axis.grid(alpha=0.3)
+        axis.tick_params(colors=INK)
+    axes[-1].set_xlabel("step", color=INK)
+    axes[-1].xaxis.get_major_locator().set_params(integer=True)
+    figure.align_ylabels()
+    figure.draw_without_rendering()  # only then it is known where a line ends
+    for axis, lines in zip(axes, CURVES.values(), strict=True):
+        name_lines(axis, lines, rows[-1:])
     write_atomically(run.out / "curves.png", lambda temporary: figure.savefig(temporary, format="png"))
 
 

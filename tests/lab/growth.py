@@ -21,6 +21,7 @@ import torch
 
 from align_minimal import AlignConfig, AlignModel, contrastive_loss
 from align_minimal.support.outputs import Batch
+from align_minimal.training.command import INK, spread
 from align_minimal.training.large_batch import backward_in_chunks
 from align_minimal.training.step import PairEncoder, split
 from align_minimal.using.retrieval import top_k
@@ -30,7 +31,7 @@ from tests.reference.parity import copy_to_hugging_face, healthy
 IMAGES, PAIRS = f"images in a call ({SIDE} px)", "pairs in a training step (emoji preset)"
 SIDES, TOKENS = "side of one image, pixels", "tokens in a text (8 texts)"
 SEARCHED = "images searched (640 numbers each)"
-INK, DPI = "#1a1a1a", 160
+DPI = 160
 COLOURS = ("#c9a227", "#7aa6c2", "#2a7f62")  # Hugging Face, the clear path, the served one
 
 
@@ -122,18 +123,6 @@ def print_table(measured: dict[str, list[Line]]) -> None:
         for line in lines:
             slopes = slope(line.sizes, line.seconds), slope(line.sizes, line.megabytes)
             print(f"| {label} | {line.name} | {slopes[0]:.2f} | {slopes[1]:.2f} |")
-
-
-def spread(places: list[float], gap: float) -> list[float]:
-    """The places, moved down where they would be less than `gap` below the next one above.
-
-    >>> spread([10, 0, 9], 4)
-    [10, 0, 6]
-    """
-    moved, above = list(places), float("inf")
-    for i in sorted(range(len(places)), key=places.__getitem__, reverse=True):
-        above = moved[i] = min(places[i], above - gap)
-    return moved
 
 
 def draw_panel(axis, lines: list[Line], label: str, cost: str) -> None:

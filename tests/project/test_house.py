@@ -103,8 +103,9 @@ WITHOUT_AN_EXAMPLE += (
         "training.processes.start_worker",
     ),  # change what a signal means to the process
     *(
-        f"training.command.{name}" for name in ("draw_curves", "finish", "prepare_data", "train")
-    ),  # need a run
+        f"training.command.{name}"
+        for name in ("draw_curves", "name_lines", "finish", "prepare_data", "train")
+    ),  # need a run, or matplotlib
 )
 
 

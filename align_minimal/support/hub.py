@@ -44,7 +44,7 @@ def find_file(name: str | Path, *filenames: str) -> Path:
     ('weights', 'emoji', 'config.json')
     """
     shipped = weights_folder() / name
-    if Path(name).is_dir() and shipped.is_dir() and not shipped.samefile(name):
+    if Path(name).is_dir() and shipped.is_dir() and not shipped.samefile(Path(name)):
         warnings.warn(f"{name}: the folder here, not the model of that name that ships", stacklevel=2)
     for folder in (Path(name), shipped):
         if folder.is_dir():

@@ -207,9 +207,7 @@ def run_evaluate(args: argparse.Namespace, parser: argparse.ArgumentParser) -> N
         classifier = ZeroShotClassifier(*load_for_inference(args), list(labels.values()), templates)
         result, print_result = zero_shot_accuracy(classifier, pictures), print_accuracy
     else:
-        pairs = Pairs(args.data)
-        # A list has a length, which the progress bar shows. How many pairs tar files hold is not known.
-        result, print_result = evaluate(*load_for_inference(args), pairs.pairs or pairs), print_recall
+        result, print_result = evaluate(*load_for_inference(args), Pairs(args.data)), print_recall
     if args.json:
         print_json(args, **result)
     else:

@@ -40,6 +40,7 @@ class Pairs:
         self.pairs: list[Pair] = []
         self.shards: list[Path] = []
         self.keep: Callable[[Pair], Pair | None] | None = None
+        self.count: int | None = None  # of the pairs, as soon as it is known
         self.seen = hashlib.sha256()  # of all that decides which pairs there are
         for path in map(Path, paths):
             if metadata := metadata_file(path):
@@ -61,8 +62,30 @@ class Pairs:
 
     def __iter__(self) -> Iterator[Pair]:
         """Every pair, its image a file or a file's content."""
+        seen = 0
         for pair in self.unread():
             yield dataclasses.replace(pair, image=pair.picture())
+            seen += 1
+        self.count = seen
+
+    def __length_hint__(self) -> int:
+        """How many pairs there are, for a progress bar. Of plain tars the headers tell. A compressed one
+        would have to be read to its end: the number is not known before all its pairs were seen once.
+
+        >>> import operator, tempfile
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     _ = Path(folder, "metadata.csv").write_text("file_name,text\\n1.png,a cat\\n2.png,a dog\\n")
+        ...     operator.length_hint(Pairs([folder]))
+        2
+        """
+        if self.count is None:
+            seen = 0
+            for pair in self.unread():
+                if isinstance(pair.image, bytes):
+                    return NotImplemented
+                seen += 1
+            self.count = seen
+        return self.count
 
     def unread(self) -> Iterator[Pair]:
         """Every pair; pictures in plain tars are left there, as Spans."""

@@ -10,6 +10,7 @@ from __future__ import annotations
 import warnings
 from collections.abc import Container, Iterable, Iterator, Sequence
 from itertools import islice
+from operator import length_hint
 from pathlib import Path
 
 import torch
@@ -303,7 +304,7 @@ def evaluate(model: AlignModel, processor: AlignProcessor, pairs: Iterable, batc
     texts: dict[str, dict[str, None]] = {}  # an image's name → its texts, each once
 
     def each_image_once() -> Iterator[tuple[str, Path | bytes]]:
-        for pair in tqdm(pairs, "pictures", unit="", leave=False):
+        for pair in tqdm(pairs, "pictures", length_hint(pairs) or None, unit="", leave=False):
             new = pair.name not in texts
             texts.setdefault(pair.name, {}).update(dict.fromkeys(pair.texts))
             if new:

@@ -1,7 +1,10 @@
 """`align-minimal evaluate`: R@K of a checkpoint over pairs on disk, against the definition."""
 
+import io
 import json
+import tarfile
 import warnings
+from pathlib import Path
 
 import pytest
 import torch
@@ -103,6 +106,32 @@ def test_a_person_reads_three_lines(capsys, checkpoint, data):
 def test_the_bar_has_a_total(capsys, checkpoint, data):
     status, _, err = run(capsys, "evaluate", data, "--model", checkpoint)
     assert status == 0 and "pictures:   0%" in err and "| 0/15 [" in err
+
+
+def write_shard(folder: Path, mode: str) -> Path:
+    """The pairs of `folder` as a tar file; "w" or "w:gz"."""
+    path = folder.parent / ("0.tar" if mode == "w" else "0.tar.gz")
+    with tarfile.open(path, mode) as tar:
+        for i, text in enumerate(TEXTS[:12]):
+            for name, content in (("png", (folder / f"{i}.png").read_bytes()), ("txt", text.encode())):
+                header = tarfile.TarInfo(f"{i}.{name}")
+                header.size = len(content)
+                tar.addfile(header, io.BytesIO(content))
+    return path
+
+
+def test_the_bar_has_a_total_for_plain_tar_shards_too(capsys, checkpoint, data):
+    status, _, err = run(capsys, "evaluate", write_shard(data, "w"), "--model", checkpoint)
+    assert status == 0 and "pictures:   0%" in err and "| 0/12 [" in err
+
+
+def test_the_bar_of_compressed_shards_has_a_total_from_the_second_pass_on(capsys, checkpoint, data):
+    model, processor = AlignModel.from_pretrained(checkpoint), AlignProcessor.from_pretrained(checkpoint)
+    pairs = Pairs([write_shard(data, "w:gz")])
+    for known in (False, True):
+        evaluate(model, processor, pairs)
+        err = capsys.readouterr().err
+        assert "pictures: " in err and ("| 0/12 [" in err) == known
 
 
 def test_an_unreadable_image_is_named_once_and_left_out(capsys, checkpoint, data):

@@ -1,19 +1,19 @@
 """Make `weights/emoji` and `weights/emoji-world` from nothing, in one command: fetch, draw, train, install.
 
-    python weights/train_emoji.py data/emoji --out runs/emoji    # about two hours on two cores
+    python weights/train_emoji.py data/emoji --out runs/emoji    # about two and a half hours on two cores
 
-Two stages. The first is `align-minimal train` (it prints the command) on five designers' art with names in
-English: 6,000 steps. The second goes on from there with eight sets, once in English and once in twelve
-languages, in a loop of its own made of the package's parts: σ is held; distortions fade at the end; what is
-saved is the running average of the weights. The image tower's stem and first blocks, where most of the time
-goes, stay as they are, so what they make of each picture is computed once, distorted in a few ways. For more
-languages there is a new vocabulary, and a new text tower, which at first learns alone what the image tower
-knows.
+Three stages. The first is `align-minimal train` (it prints the command) on five designers' art with names in
+English: 6,000 steps. The second goes on from there with eight sets, in a loop of its own made of the
+package's parts: σ is held; distortions fade at the end; what is saved is the running average of the weights.
+That is `emoji`. The third goes on from its image tower with captions in twelve languages: a new vocabulary,
+and a new text tower, which at first learns alone what the image tower knows. Then both learn together, but
+the image tower's stem and first blocks, where most of the time goes, stay as they are, so what they make of
+each picture is computed once, distorted in a few ways. That is `emoji-world`.
 
 A run that was interrupted goes on where it stopped when the command is given again: everything random in a
 step follows from the seed and the step's number. To try a setting on a designer held out, at small cost:
 
-    python weights/train_emoji.py data/emoji --out runs/tune --hold-out twemoji --small --steps 500 --freeze 0
+    python weights/train_emoji.py data/emoji --out runs/tune --hold-out twemoji --small --steps 500
 """
 
 from __future__ import annotations
@@ -61,7 +61,12 @@ VIEWS = 8  # distortions of each picture that the frozen blocks see
 SAVE_EVERY = 250
 SHIPPED = {  # the name of a checkpoint, and the flags that are not the defaults
     "emoji": {},
-    "emoji-world": {"languages": prepare_emoji.LANGUAGES, "texts_first": 1000, "steps": 1720},
+    "emoji-world": {
+        "languages": prepare_emoji.LANGUAGES,
+        "texts_first": 4000,
+        "steps": 4720,
+        "freeze": 3,
+    },  # goes on from `emoji`
 }
 FILES = ("config.json", "model.safetensors", "preprocessor_config.json", "vocab.txt")
 FILES += ("tokenizer_config.json", "special_tokens_map.json")
@@ -366,17 +371,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--languages", nargs="*", default=[], help="of captions, beside English")
     add("--halve", nargs="*", default=[], help="languages whose captions half of the concepts lack")
     add("--texts-first", type=int, default=0, help="steps in which the text tower learns alone (0)")
-    add("--steps", type=int, default=720, help="of these and of both towers together (720)")
+    add("--steps", type=int, default=5500, help="of these and of both towers together (5500)")
     add("--rate", type=float, default=2e-3, help="the highest learning rate (2e-3)")
     add("--sigma", type=float, default=1 / 32, help="hold σ there; 0: learn it (1/32)")
     add("--strong", type=float, default=0.7, help="strength of the distortions at first (0.7)")
     add("--weak", type=float, default=0.1, help="and at the end (0.1)")
-    add(
-        "--freeze",
-        type=int,
-        default=3,
-        help="blocks of the image tower that stay as they are (3; 0: all learn)",
-    )
+    add("--freeze", type=int, default=0, help="blocks of the image tower that stay as they are (0)")
     add("--views", type=Path, help="folder for what these compute, to share between runs (default: in --out)")
     add("--seed", type=int, default=0)
 
@@ -409,6 +409,7 @@ def main(argv: list[str] | None = None) -> int:
         train(argparse.Namespace(**vars(args) | changes | {"out": args.out / name}))
         for file in FILES:
             shutil.copy(args.out / name / file, Path(__file__).parent / name / file)
+        args.init = args.out / name
     return 0
 
 

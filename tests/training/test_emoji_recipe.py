@@ -215,7 +215,9 @@ def test_a_run_reports_every_language_and_both_halves_on_the_set_held_out(drawin
     assert found["en"]["pairs"] == found["de"]["pairs"] == sum(halves) == 40 and min(halves) > 10
 
 
-def test_one_command_makes_both_checkpoints_from_one_first_stage(drawings, tmp_path, monkeypatch):
+def test_one_command_makes_both_checkpoints_the_second_from_the_first_s_image_tower(
+    drawings, tmp_path, monkeypatch
+):
     monkeypatch.setattr(train_emoji, "__file__", str(tmp_path / "weights" / "train_emoji.py"))
     changes = {"languages": ["de"], "texts_first": 1, "steps": 2}
     monkeypatch.setattr(train_emoji, "SHIPPED", {"emoji": {}, "emoji-world": changes})
@@ -230,7 +232,7 @@ def test_one_command_makes_both_checkpoints_from_one_first_stage(drawings, tmp_p
         (tmp_path / "weights" / name).mkdir(parents=True)
     assert train_emoji.main(f"{drawings} --out {tmp_path / 'out'} --small --steps 1 --freeze 1".split()) == 0
     assert asked[0][0] == "train" and asked[0][-3:] == ["--steps", "6000", "--resume"]
-    assert asked[1:] == [first, first]
+    assert asked[1:] == [first, tmp_path / "out" / "emoji"]
     models = {name: AlignModel.from_pretrained(tmp_path / "weights" / name) for name in train_emoji.SHIPPED}
     sizes = [model.config.text_config.vocab_size for model in models.values()]
     processors = [AlignProcessor.from_pretrained(tmp_path / "weights" / name) for name in train_emoji.SHIPPED]

@@ -244,7 +244,7 @@ def remove_leftovers(folder: Path) -> None:
         with contextlib.suppress(OSError):  # such as BlockingIOError, where a server lives
             if uploads.lstat().st_uid == os.getuid():
                 with open(uploads / HELD) as file:
-                    pass
+                    fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
                     shutil.rmtree(uploads)
 
 

@@ -18,8 +18,16 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[2]
-SLOW_TO_IMPORT = ["torch", "safetensors.torch", "huggingface_hub", "hypothesis.extra.numpy", "transformers"]
-CAN_FORK = "forkserver" in multiprocessing.get_all_start_methods()
+SLOW_TO_IMPORT = ["torch", "torch._dynamo", "safetensors.torch", "huggingface_hub", "hypothesis.extra.numpy"]
+SLOW_TO_IMPORT += ["transformers"]  # what is not installed is passed over
+
+
+def start_method() -> str:
+    """That of multiprocessing whose processes begin with the slow libraries imported, where there is one."""
+    if "forkserver" not in multiprocessing.get_all_start_methods():
+        return "spawn"
+    multiprocessing.set_forkserver_preload(SLOW_TO_IMPORT)
+    return "forkserver"
 
 
 def python(
@@ -27,26 +35,33 @@ def python(
     cwd: Path = ROOT,
     env: Mapping[str, str] | None = None,
     without: tuple[str, ...] = (),
+    first: Callable[[], object] | None = None,
 ) -> subprocess.CompletedProcess:
     """What `python WORDS` gives: a script or -m MODULE, its arguments, and `env` added to the environment.
 
-    `without`: modules that cannot be imported there, as if they were not installed.
+    `without`: modules that cannot be imported there, as if they were not installed. `first` is called there
+    before the program.
     """
-    context = multiprocessing.get_context("forkserver" if CAN_FORK else None)
-    if CAN_FORK:
-        context.set_forkserver_preload(SLOW_TO_IMPORT)
+    context = multiprocessing.get_context(start_method())
     environment = os.environ | {"PYTHONPATH": str(ROOT)} | dict(env or {})
     with tempfile.TemporaryDirectory() as folder:
         out, err = Path(folder, "out"), Path(folder, "err")
-        call = [str(word) for word in words], cwd, environment, without, out, err
+        call = [str(word) for word in words], cwd, environment, without, first, out, err
         process = context.Process(target=run, args=call)
         process.start()
         process.join()
-        texts = (path.read_text(encoding="utf-8") if path.exists() else "" for path in (out, err))
+        texts = (path.read_bytes().decode() if path.exists() else "" for path in (out, err))
         return subprocess.CompletedProcess(words, process.exitcode, *texts)
 
 
-def run(words: list[str], cwd: Path, env: dict[str, str], without: tuple[str, ...], *streams: Path) -> None:
+def run(
+    words: list[str],
+    cwd: Path,
+    env: dict[str, str],
+    without: tuple[str, ...],
+    first: Callable[[], object] | None,
+    *streams: Path,
+) -> None:
     """The program, in the forked process."""
     for number, path in enumerate(streams, 1):
         os.dup2(os.open(path, os.O_WRONLY | os.O_CREAT), number)
@@ -59,5 +74,7 @@ def run(words: list[str], cwd: Path, env: dict[str, str], without: tuple[str, ..
     start = str(cwd) if module else str(Path(words[0]).resolve().parent)
     sys.path[:0] = [start, *env["PYTHONPATH"].split(os.pathsep)]
     sys.dont_write_bytecode = bool(env.get("PYTHONDONTWRITEBYTECODE"))
+    if first is not None:
+        first()
     program: Callable = runpy.run_module if module else runpy.run_path
     program(module or words[0], run_name="__main__", **({"alter_sys": True} if module else {}))

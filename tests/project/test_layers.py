@@ -20,6 +20,7 @@ OTHERS = {
         "one_text",
         "as_examples",
         "strategies",
+        "token_types",
         "special_tokens",
         "padded_width",
         "lengths",

@@ -1,11 +1,14 @@
 """The terminal: no name forges a row, and no stream, locale or signal ends in a traceback."""
 
+import fcntl
 import json
 import os
 import re
 import resource
+import struct
 import subprocess
 import sys
+import termios
 from functools import partial
 from pathlib import Path
 
@@ -171,6 +174,20 @@ def test_what_takes_a_while_is_said_on_a_terminal_within_a_second(tmp_path):
     assert process.wait(60) == 1
     rest = os.read(ours, 1000)
     assert rest.startswith(b"\r\x1b[K") and b"no PyTorch here" in rest
+    os.close(ours)
+
+
+@pytest.mark.parametrize(
+    ("columns", "says"), [(40, "loading PyTorch"), (14, "loading …"), (0, "loading PyTorch")]
+)
+def test_what_is_said_meanwhile_takes_one_line_and_goes(monkeypatch, columns, says):
+    ours, theirs = os.openpty()
+    fcntl.ioctl(theirs, termios.TIOCSWINSZ, struct.pack("4H", 24, columns, 0, 0))
+    with open(theirs, "w") as terminal, monkeypatch.context() as patch:
+        patch.setattr(sys, "stderr", terminal)
+        with busy("loading PyTorch"):
+            assert os.read(ours, 1000).decode() == f"\r{says} ..."
+        assert os.read(ours, 1000) == b"\r\x1b[K"
     os.close(ours)
 
 

@@ -1,6 +1,7 @@
 """The terminal: no name forges a row, and no stream, locale or signal ends in a traceback."""
 
 import fcntl
+import io
 import json
 import os
 import re
@@ -15,10 +16,12 @@ from pathlib import Path
 import pytest
 import torch
 from PIL import Image
+from tqdm import tqdm
 
 from align_minimal import AlignModel, AlignProcessor
 from align_minimal.commands import commands
 from align_minimal.support.terminal import Messages, Output, busy, message, one_line, unicode, width
+from align_minimal.training.loop import BARS, tell
 from align_minimal.using.retrieval import print_recall
 from align_minimal.using.trace import trace_pair
 from align_minimal.using.zero_shot import ZeroShotClassifier, print_accuracy
@@ -189,6 +192,34 @@ def test_what_is_said_meanwhile_takes_one_line_and_goes(monkeypatch, columns, sa
             assert os.read(ours, 1000).decode() == f"\r{says} ..."
         assert os.read(ours, 1000) == b"\r\x1b[K"
     os.close(ours)
+
+
+ROW = {
+    "loss": 1.5274,
+    "log_n": 4.16,
+    "floor": 0.729,
+    "temperature": 0.0712,
+    "lr": 1e-3,
+    "pairs_per_second": 99,
+}
+TOLD = "loss 1.527 (log N 4.16, floor 0.73), temperature 0.0712, lr 1.0e-03, 99 pairs/s"
+
+
+@pytest.mark.parametrize("total", [9, 2000])
+@pytest.mark.parametrize("columns", [40, 60, 80, 100, 140, None])
+def test_the_training_bar_drops_its_least_important_part_first_and_cuts_no_number(columns, total):
+    stream = io.StringIO()
+    with tqdm(total=total, ncols=columns, file=stream, bar_format=BARS[0], mininterval=0) as bar:
+        for _ in range(3):
+            tell(bar, ROW)
+            bar.update()
+    lines = [line.rstrip() for line in stream.getvalue().split("\r") if "loss" in line]
+    for line in lines:
+        said = line.split(", ", 1)[1].removesuffix("]")
+        assert line.endswith("]") and len(line) <= (columns or 1000)
+        assert said.startswith("loss 1.527") and TOLD.startswith(said) and (said == TOLD) >= (columns is None)
+        assert TOLD[len(said) :][:2] in ("", " (", ", ")
+    assert lines and ("%|" in lines[0]) == (columns != 40)
 
 
 def test_elsewhere_nothing_is_said_of_it(capsys):

@@ -20,6 +20,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
+from typing import overload
 
 import numpy as np
 import torch
@@ -111,12 +112,10 @@ class BertTokenizer:
 
     def _ids_of_stretch(self, stretch: str) -> tuple[int, ...]:
         """The ids of a stretch without spaces, such as "cats!": it can hold several words. Remembered."""
-        words = self._split_words(stretch)
-        pieces = [piece for word in words for piece in wordpiece(word, self.vocab, self.unk_token)]
+        pieces = [p for w in self._split_words(stretch) for p in wordpiece(w, self.vocab, self.unk_token)]
         if len(self._remembered) >= MAX_REMEMBERED:
             self._remembered.clear()
-        ids = self._remembered[stretch] = tuple(map(self.vocab.__getitem__, pieces))
-        return ids
+        return self._remembered.setdefault(stretch, tuple(map(self.vocab.__getitem__, pieces)))
 
     def _ids(self, text: str | Sequence[str], are_words: bool = False) -> list[int]:
         """The ids of a text, or (are_words) of a list of words; [CLS] and [SEP] not added."""
@@ -196,8 +195,7 @@ class BertTokenizer:
         # Generators: thousands of lists more at a time would keep Python's garbage collector busy.
         columns: dict[str, Iterable] = {"input_ids": rows}
         if return_token_type_ids is not False:
-            pairs = zip(rows, firsts, strict=True)
-            columns["token_type_ids"] = ([0] * n + [1] * (len(row) - n) for row, n in pairs)
+            columns["token_type_ids"] = batching.token_types(rows, firsts)
         if return_special_tokens_mask:
             columns["special_tokens_mask"] = batching.special_tokens(rows, firsts, add_special_tokens)
         if return_attention_mask is not False:
@@ -236,14 +234,22 @@ class BertTokenizer:
         text, text_pair, options = batching.one_text(text, text_pair, options, self.convert_tokens_to_ids)
         return self(text, text_pair, **options)["input_ids"]
 
-    # ---- ids → text
+    # ---- ids → text (the overloads tell type checkers: one gives one, several give a list)
 
+    @overload
+    def convert_tokens_to_ids(self, tokens: str) -> int: ...
+    @overload
+    def convert_tokens_to_ids(self, tokens: Iterable[str]) -> list[int]: ...
     def convert_tokens_to_ids(self, tokens: str | Iterable[str] | None) -> int | list[int] | None:
         """One id, or a list; a token outside the vocabulary has [UNK]'s."""
         if tokens is None or isinstance(tokens, str):
             return None if tokens is None else self.vocab.get(tokens, self.unk_token_id)
         return [self.vocab.get(token, self.unk_token_id) for token in tokens]
 
+    @overload
+    def convert_ids_to_tokens(self, ids: int, skip_special_tokens: bool = ...) -> str: ...
+    @overload
+    def convert_ids_to_tokens(self, ids: Iterable, skip_special_tokens: bool = ...) -> list[str]: ...
     def convert_ids_to_tokens(self, ids, skip_special_tokens: bool = False) -> str | list[str]:
         """One token, or a list; an id outside the vocabulary is [UNK]. ids: an int, list, array or tensor."""
         ids = ids.tolist() if hasattr(ids, "tolist") else ids

@@ -47,7 +47,7 @@ def check_device(name: str, parser: argparse.ArgumentParser) -> None:
 
 
 def load(args: argparse.Namespace) -> tuple[AlignModel, AlignProcessor]:
-    with busy(f"loading {args.model}"):
+    with busy(f"loading {Path(args.model).name}"):
         model = AlignModel.from_pretrained(args.model).to(args.device)
     return model, AlignProcessor.from_pretrained(args.model)
 

@@ -4,7 +4,7 @@
     align-minimal demo
 
 The library gradio serves the page, to this machine only, unless --host says otherwise. Nothing is sent
-anywhere else, and uploaded pictures are deleted when the server ends.
+anywhere else, and uploaded pictures are deleted when the server ends (if it is killed, by the next start).
 """
 
 from __future__ import annotations
@@ -15,11 +15,12 @@ import functools
 import html
 import io
 import os
+import shutil
 import signal
 import socket
 import sys
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from ..model import AlignModel
@@ -29,11 +30,19 @@ from ..support.image_files import open_image
 from ..support.rgb import to_rgb
 from ..using.zero_shot import ZeroShotClassifier
 
+try:
+    import fcntl
+except ImportError:  # Windows
+    fcntl = None
+
 EXAMPLE_LABELS = "red apple, bicycle, cat, cup of coffee, dog, fish, guitar, pizza, rocket, snail, snowman"
 
 # What one request may ask for. Requests of several users are answered side by side, by threads.
 MAX_BYTES, MAX_LABELS, MAX_CHARACTERS = 20 * 2**20, 1000, 20_000
 SECONDS, AT_ONCE, WAITING = 30, 4, 64
+
+# A folder for uploads, and the file in it that its server holds: the system lets go when the server ends.
+UPLOADS, HELD = "align-minimal-", "held-by-its-server"
 
 # The project's green, #2f9e77, and its lighter and darker shades.
 GREEN = ("#edf8f4", "#d3efe4", "#a8dfca", "#78cbac", "#4db48f", "#2f9e77")
@@ -207,6 +216,38 @@ def only_uploads(picture, gradio) -> None:
     picture.preprocess, picture.async_move_resource_to_block_cache = uploaded, no_address
 
 
+@contextlib.contextmanager
+def uploads_folder() -> Iterator[str]:
+    """A folder for the uploaded pictures, deleted in the end; those of servers that were killed go first.
+
+    >>> with uploads_folder() as folder:
+    ...     os.path.isdir(folder)
+    True
+    """
+    remove_leftovers(Path(tempfile.gettempdir()))
+    with (
+        tempfile.TemporaryDirectory(prefix=UPLOADS, ignore_cleanup_errors=True) as folder,
+        open(Path(folder, "new"), "w") as file,
+    ):
+        if fcntl:
+            fcntl.flock(file, fcntl.LOCK_EX)
+            os.rename(file.name, Path(folder, HELD))  # so whoever sees it under this name finds it held
+        yield folder
+
+
+def remove_leftovers(folder: Path) -> None:
+    """Delete the uploads in `folder` of servers of this user that were killed, and no living one's.
+
+    >>> remove_leftovers(Path("no such folder"))
+    """
+    for uploads in folder.glob(f"{UPLOADS}*") if fcntl else ():
+        with contextlib.suppress(OSError):  # such as BlockingIOError, where a server lives
+            if uploads.lstat().st_uid == os.getuid():
+                with open(uploads / HELD) as file:
+                    fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                    shutil.rmtree(uploads)
+
+
 def serve(model: AlignModel, processor: AlignProcessor, host: str, port: int, note: str = "") -> int:
     """Serve until Ctrl-C (returns 0), or until the system ends the process (returns 143)."""
     gradio = import_gradio()
@@ -217,7 +258,7 @@ def serve(model: AlignModel, processor: AlignProcessor, host: str, port: int, no
         ended.append(number)
         raise KeyboardInterrupt
 
-    with tempfile.TemporaryDirectory(prefix="align-minimal-", ignore_cleanup_errors=True) as uploads:
+    with uploads_folder() as uploads:
         before = signal.signal(signal.SIGTERM, end)
         os.environ["GRADIO_TEMP_DIR"] = uploads
         page = make_demo(model, processor, note).queue(max_size=WAITING)

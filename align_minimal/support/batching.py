@@ -111,6 +111,15 @@ def truncate(a: list[int], b: list[int] | None, room: int, strategy: str, limit:
     return a[:keep_a], None if b is None else b[:keep_b]
 
 
+def token_types(rows: Sequence[list[int]], firsts: Sequence[int]) -> Iterator[list[int]]:
+    """0 for the first text's ids, of which there are as many as `firsts` says, and 1 for the second's.
+
+    >>> list(token_types([[2, 5, 3, 6, 3]], [3]))
+    [[0, 0, 0, 1, 1]]
+    """
+    return ([0] * n + [1] * (len(row) - n) for row, n in zip(rows, firsts, strict=True))
+
+
 def special_tokens(rows: Sequence[list[int]], firsts: Sequence[int], added: bool) -> Iterator[list[int]]:
     """1 for [CLS] and [SEP], if they were added, and 0 for the texts' own ids.
 

@@ -205,14 +205,15 @@ def fit(text: str, room: int, end: bool = False) -> str:
 
 @contextlib.contextmanager
 def busy(what: str) -> Iterator[None]:
-    """Say on a terminal what takes a while; the line goes when it is done.
+    """Say on a terminal what takes a while; the line goes when it is done. It is cut to what one line holds.
 
     >>> with busy("loading"):
     ...     pass
     """
     shown = sys.stderr.isatty()
     if shown:
-        print(f"\r{message(what)} ...", end="", file=sys.stderr, flush=True)
+        text, room = message(what), (os.get_terminal_size(sys.stderr.fileno()).columns or 80) - len(" ... ")
+        print(f"\r{fit(text, min(width(text), room))} ...", end="", file=sys.stderr, flush=True)
     try:
         yield
     finally:

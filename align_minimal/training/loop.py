@@ -42,10 +42,32 @@ from .resume import BEGUN, check_same_run, lasting, warn_of_changes
 from .run_folder import Run, checkpoints, load_optimizer
 from .step import PairEncoder, cannot_reach, gradient_norm, learning_rate, loss_floor, reason, split
 
-POSTFIX = (
-    "loss {loss:.3f} (log N {log_n:.2f}, floor {floor:.2f}), temperature {temperature:.4f}, lr {lr:.1e}, "
-    "{pairs_per_second:.0f} pairs/s"
+# The progress bar, wide and narrow; and what it says of a step, the most important first.
+BARS = (
+    "{percentage:3.0f}%|{bar:10}| {n_fmt}/{total_fmt} [{elapsed}<{remaining}{postfix}]",
+    "{n_fmt}/{total_fmt} [{elapsed}<{remaining}{postfix}]",
 )
+TOLD = ("loss {loss:.3f}", " (log N {log_n:.2f}, floor {floor:.2f})", ", temperature {temperature:.4f}")
+TOLD += (", lr {lr:.1e}", ", {pairs_per_second:.0f} pairs/s")
+
+
+def tell(bar: tqdm, row: dict) -> None:
+    """Say on the bar what a step gave: as many parts as its line holds whole.
+
+    >>> bar = tqdm(total=9, ncols=45, file=open("/dev/null", "w"), bar_format=BARS[0])
+    >>> tell(bar, dict(loss=1.5, log_n=4.16, floor=0.73, temperature=0.07, lr=1e-3, pairs_per_second=99))
+    >>> bar.postfix
+    'loss 1.500'
+    """
+    known, parts = bar.format_dict, [part.format(**row) for part in TOLD]
+    for bar.bar_format in BARS:
+        alone = bar.format_meter(**known | {"postfix": None, "ncols": None, "bar_format": bar.bar_format})
+        room = (known["ncols"] or 1000) - len(alone) - len(", ") - len("00:00")  # the times grow
+        if room >= len(parts[0]):
+            break
+    while len(parts) > 1 and len("".join(parts)) > room:
+        parts.pop()
+    bar.set_postfix_str("".join(parts), refresh=False)
 
 
 class Trainer:
@@ -272,7 +294,7 @@ class Trainer:
             initial=min(self.step, self.steps),
             disable=not first,
             dynamic_ncols=True,
-            bar_format="{percentage:3.0f}%|{bar:10}| {n_fmt}/{total_fmt} [{elapsed}<{remaining}{postfix}]",
+            bar_format=BARS[0],
         )
         with bar, contextlib.closing(self.batches()) as prepared:
             for batch in prepared if self.step < self.steps else ():
@@ -289,7 +311,7 @@ class Trainer:
                 before = now
                 if first:
                     self.run.log(row)
-                bar.set_postfix_str(POSTFIX.format(**row), refresh=False)
+                tell(bar, row)
                 bar.update()
                 if self.step == self.steps or self.step % self.options.save_every == 0:
                     self.save()

@@ -27,6 +27,7 @@ from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from itertools import pairwise
 from pathlib import Path
+from typing import overload
 
 import numpy as np
 import torch
@@ -223,9 +224,21 @@ class BertTokenizer:
         """
         raise NotImplementedError
 
+    @overload
+    def convert_tokens_to_ids(self, tokens: str) -> int: ...
+
+    @overload
+    def convert_tokens_to_ids(self, tokens: Iterable[str]) -> list[int]: ...
+
     def convert_tokens_to_ids(self, tokens: str | Iterable[str] | None) -> int | list[int] | None:
         """One id, or a list; a token outside the vocabulary has [UNK]'s."""
         raise NotImplementedError
+
+    @overload
+    def convert_ids_to_tokens(self, ids: int, skip_special_tokens: bool = ...) -> str: ...
+
+    @overload
+    def convert_ids_to_tokens(self, ids: Iterable, skip_special_tokens: bool = ...) -> list[str]: ...
 
     def convert_ids_to_tokens(self, ids, skip_special_tokens: bool = False) -> str | list[str]:
         """One token, or a list; an id outside the vocabulary is [UNK]. ids: an int, list, array or tensor."""

@@ -133,8 +133,8 @@ def draw_panel(axis, lines: list[Line], label: str, cost: str) -> None:
         thick = 6 if line.name == "Hugging Face" else 2.5  # the next line may lie on it
         axis.loglog(line.sizes, getattr(line, cost), "o-", color=colour, lw=thick, ms=thick + 4)
     axis.set_xticks(lines[0].sizes, [f"{size:,}" for size in lines[0].sizes])
-    axis.set_xlim(lines[0].sizes[0] * 0.85, lines[0].sizes[-1] * 5)  # room for the names
-    axis.set_title(f"{cost} against {label}", loc="left", size=13, color=INK)
+    axis.set_xlim(lines[0].sizes[0] * 0.85, lines[0].sizes[-1] * 4.5)  # room for the names
+    axis.set_title(f"{cost} against {label}", loc="left", size=12, color=INK)
     axis.minorticks_off()
     axis.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
     axis.yaxis.set_major_formatter("{x:,g}")
@@ -157,7 +157,7 @@ def draw(measured: dict[str, list[Line]], path: Path) -> None:
     """Two plots, side by side: the time for images, the memory for pairs."""
     from matplotlib.figure import Figure  # here, as collecting the tests imports this file
 
-    figure = Figure(figsize=(12, 4.8), dpi=DPI, layout="constrained")
+    figure = Figure(figsize=(11, 4.6), dpi=DPI, layout="constrained")
     panels = list(zip(figure.subplots(1, 2), (IMAGES, PAIRS), ("seconds", "megabytes"), strict=True))
     for axis, label, cost in panels:
         draw_panel(axis, measured[label], label, cost)

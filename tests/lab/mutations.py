@@ -162,7 +162,7 @@ INPUTS = [
     ),
     mutation(
         "one-token-type",
-        "tokenizer.py",
+        "support/batching.py",
         "inputs/test_tokenizer.py::test_pairs_get_a_separator_and_token_type_1",
         "the second text and its [SEP] have token type 1",
         old="[0] * n + [1] * (len(row) - n)",

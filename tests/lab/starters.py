@@ -60,6 +60,8 @@ def outline(source: str, node: ast.FunctionDef | ast.ClassDef) -> str:
             text += gap + lines_of(source, part.lineno, part.end_lineno)
         elif part.name == "for_inference":
             continue  # the fast path is no exercise
+        elif "overload" in map(ast.unparse, part.decorator_list):
+            text += "\n" + lines_of(source, first_line(part), part.end_lineno)  # no body to write
         elif not part.name.startswith("_") or part.name.endswith("__"):
             text += "\n" + outline(source, part)
         before = part

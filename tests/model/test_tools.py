@@ -12,6 +12,7 @@ from torch.utils import _pytree as pytree
 
 from align_minimal import AlignConfig, AlignModel
 from align_minimal.support.outputs import AlignOutput, Batch, TextOutput, VisionOutput
+from tests.lab.warm import start_method
 from tests.reference.parity import Golden, assert_close, flatten
 
 PARTS = {"model": ["input_ids", "pixel_values", "attention_mask"]}
@@ -271,7 +272,7 @@ def train(rank, folder, steps=4):
 
 
 def test_distributed_data_parallel_finds_unused_parameters_for_several_steps(tmp_path):
-    context = mp.start_processes(train, (str(tmp_path),), nprocs=2, join=False, start_method="spawn")
+    context = mp.start_processes(train, (str(tmp_path),), nprocs=2, join=False, start_method=start_method())
     try:
         end = time.monotonic() + 120
         while not context.join(timeout=10):

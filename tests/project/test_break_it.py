@@ -4,14 +4,13 @@ That all are caught takes a few minutes: `python -m tests.lab.break_it --all`, w
 """
 
 import ast
-import subprocess
-import sys
 from collections import Counter
 
 import pytest
 
 from tests.lab.break_it import ROOT, main, mutate
 from tests.lab.mutations import MUTATIONS
+from tests.lab.warm import python
 
 NAMES = [mutation.name for mutation in MUTATIONS]
 
@@ -37,8 +36,7 @@ def test_every_test_named_exists():
 
 def test_the_temperature_multiplied_is_caught_on_a_copy():
     before = (ROOT / "align_minimal" / "contrastive.py").read_bytes()
-    command = [sys.executable, "-m", "tests.lab.break_it", "sigma-multiplied"]
-    result = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, encoding="utf-8")
+    result = python("-m", "tests.lab.break_it", "sigma-multiplied")
     assert result.returncode == 0, result.stdout + result.stderr
     assert "caught by tests/model/test_contrastive.py::test_temperature_divides" in result.stdout
     assert "hint: the cosines are divided by the temperature" in result.stdout
@@ -52,14 +50,14 @@ def test_an_unknown_mistake_names_the_nearest(capsys):
 
 
 def test_a_mistake_in_a_room_is_caught_on_a_copy():
-    command = [sys.executable, "-m", "tests.lab.break_it", "no-bias-correction"]
-    result = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, encoding="utf-8")
+    result = python("-m", "tests.lab.break_it", "no-bias-correction")
     assert result.returncode == 0, result.stdout + result.stderr
     assert "caught by tests/training/test_lamb.py::test_two_steps_by_hand" in result.stdout
 
 
-def test_a_proof_that_crashes_does_not_pass_for_a_mistake_that_was_caught():
+def test_a_proof_that_crashes_does_not_pass_for_a_mistake_that_was_caught(tmp_path):
     code = "from tests.lab.break_it import MUTATIONS, prove_and_exit\nfrom dataclasses import replace\n"
     code += "prove_and_exit([], replace(MUTATIONS[0], old='not in the file'))"
-    result = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
+    (tmp_path / "crash.py").write_text(code)
+    result = python(tmp_path / "crash.py")
     assert result.returncode == pytest.ExitCode.INTERNAL_ERROR and "not one" in result.stderr

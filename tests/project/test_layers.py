@@ -3,15 +3,13 @@
 import ast
 import configparser
 import inspect
-import os
-import subprocess
-import sys
 
 import pytest
 
 from tests.lab import layers, starters
 from tests.lab.break_it import ROOT
 from tests.lab.layer_examples import EXAMPLES
+from tests.lab.warm import python
 
 # Not building blocks: records, checks of arguments, tables, and reading and writing of files.
 OTHERS = {
@@ -22,6 +20,7 @@ OTHERS = {
         "one_text",
         "as_examples",
         "strategies",
+        "token_types",
         "special_tokens",
         "padded_width",
         "lengths",
@@ -42,8 +41,7 @@ def written(tmp_path_factory):
 
 
 def run_pytest(*arguments) -> tuple[int, str]:
-    command = [sys.executable, "-m", "pytest", "-p", "no:cacheprovider", *map(str, arguments)]
-    result = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, encoding="utf-8")
+    result = python("-m", "pytest", "-p", "no:cacheprovider", *arguments)
     return result.returncode, result.stdout + result.stderr
 
 
@@ -183,12 +181,8 @@ def test_layer_and_break_it_work_from_the_notebooks_folder(tmp_path):
         (*pytest_here, "--layers"): 0,
         ("tests.lab.break_it", "sigma-multiplied"): 0,  # a plain path, as an editable install puts it there
     }
-    environment = os.environ | {"PYTHONPATH": str(ROOT), "PYTHONDONTWRITEBYTECODE": "1"}
     for command, status in commands.items():
-        run = [sys.executable, "-m", *command]
-        done = subprocess.run(
-            run, cwd=ROOT / "notebooks", env=environment, capture_output=True, text=True, encoding="utf-8"
-        )
+        done = python("-m", *command, cwd=ROOT / "notebooks", env={"PYTHONDONTWRITEBYTECODE": "1"})
         assert done.returncode == status, done.stdout + done.stderr
         assert status == 0 or "likely cause: the activation between the two" in done.stdout, done.stdout
 

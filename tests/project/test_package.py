@@ -99,3 +99,18 @@ def test_what_is_installed_says_the_same(key):
     wanted = {"Name": "align_minimal", "Version": align_minimal.__version__}
     wanted["License-Expression"] = SETUP["metadata"]["license_expression"]
     assert installed[key] == wanted[key]
+
+
+def test_the_workflow_runs_every_part_of_ci_on_every_python_that_is_promised():
+    script, workflow = ROOT / ".ci" / "run", ROOT / ".github" / "workflows" / "tests.yml"
+    if not workflow.exists():
+        pytest.skip("the source distribution has no workflow")
+    parts = re.findall(r"^(\w+)\(\) \{$", script.read_text(encoding="utf-8"), re.MULTILINE)
+    helpers = {"environment"}
+    text = workflow.read_text(encoding="utf-8")
+    matrix = re.search(r"^ +part: \[(.+)\]$", text, re.MULTILINE).group(1).replace(",", " ").split()
+    alone = re.findall(r"run: \.ci/run (\w+)$", text, re.MULTILINE)
+    assert sorted([*matrix, *alone]) == sorted(set(parts) - helpers)
+    pythons = re.search(r"python: \[(.+)\]", text).group(1).replace('"', "").split(", ")
+    promised = [line.split(" :: ")[-1] for line in lines("metadata", "classifiers") if "Python :: 3." in line]
+    assert pythons == promised

@@ -1,24 +1,17 @@
 """Each script beside the package starts and writes nothing unasked; README's picture is as it should be."""
 
-import os
-import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 
+from tests.lab.warm import python
+
 ROOT = Path(__file__).resolve().parents[2]
 SCRIPTS = [*sorted((ROOT / "weights").glob("*.py")), ROOT / "notebooks" / "run.py"]
 TOOLS = ["benchmark", "break_it", "compare", "growth", "starters"]
 # They run where the packages that only drawing, fetching or notebooks need are absent.
-ABSENT = "import sys; sys.modules.update(dict.fromkeys(('matplotlib', 'resvg_py')))"
-
-
-def start(*words, folder: Path, **options) -> subprocess.CompletedProcess:
-    (folder / "sitecustomize.py").write_text(ABSENT, encoding="utf-8")
-    environment = os.environ | {"PYTHONPATH": os.pathsep.join([str(folder), str(ROOT)])}
-    command = [sys.executable, *map(str, words)]
-    return subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, **options)
+ABSENT = ("matplotlib", "resvg_py")
 
 
 def tracked() -> dict[Path, int]:
@@ -29,11 +22,11 @@ def tracked() -> dict[Path, int]:
 
 
 @pytest.mark.parametrize("path", SCRIPTS, ids=lambda path: path.name)
-def test_a_script_starts_and_writes_nothing_when_asked_for_help(path, tmp_path):
+def test_a_script_starts_and_writes_nothing_when_asked_for_help(path):
     if path.name == "run.py":
         pytest.importorskip("nbformat", reason="the notebooks' packages are not installed")
     before = tracked()
-    done = start(path, "--help", folder=tmp_path)
+    done = python(path, "--help", without=ABSENT)
     assert done.returncode == 0, done.stderr
     if 'if __name__ == "__main__":' in path.read_text(encoding="utf-8"):
         assert f"usage: {path.name}" in done.stdout
@@ -41,17 +34,17 @@ def test_a_script_starts_and_writes_nothing_when_asked_for_help(path, tmp_path):
 
 
 @pytest.mark.parametrize("tool", TOOLS)
-def test_a_tool_starts_and_writes_nothing_when_asked_for_help(tool, tmp_path):
+def test_a_tool_starts_and_writes_nothing_when_asked_for_help(tool):
     before = tracked()
-    done = start("-m", f"tests.lab.{tool}", "--help", folder=tmp_path)
+    done = python("-m", f"tests.lab.{tool}", "--help", without=ABSENT)
     assert done.returncode == 0 and "usage: " in done.stdout, done.stderr
     assert tracked() == before
 
 
-def test_what_writes_over_files_of_the_project_wants_an_argument(tmp_path):
+def test_what_writes_over_files_of_the_project_wants_an_argument():
     before = tracked()
     for words in (["weights/draw_readme.py"], ["-m", "tests.lab.growth"], ["-m", "tests.lab.starters"]):
-        done = start(*words, folder=tmp_path)
+        done = python(*words, without=ABSENT)
         assert done.returncode == 2 and "required" in done.stderr, done.stderr
     assert tracked() == before
 

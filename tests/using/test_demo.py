@@ -1,11 +1,13 @@
 """The demo: what its page answers, and how its command starts or refuses. A stand-in plays gradio."""
 
+import contextlib
 import json
 import os
 import signal
 import socket
 import subprocess
 import sys
+import tempfile
 import threading
 import urllib.error
 import urllib.request
@@ -223,6 +225,35 @@ def test_uploads_are_deleted_however_the_server_is_ended(tmp_path, free_port, nu
         _, err = process.communicate(timeout=60)
     assert process.returncode == (143 if number == signal.SIGTERM else 0) and b"Traceback" not in err
     assert not os.path.exists(path) and not list(tmp_path.glob("align-minimal-*"))
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="kills a process of its own")
+def test_uploads_of_a_killed_server_are_deleted_by_the_next_start_and_a_living_one_s_are_not(
+    tmp_path, monkeypatch
+):
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    (tmp_path / "align-minimal-notes").mkdir()  # no server's
+    reading, writing = os.pipe()
+    child = os.fork()
+    if not child:
+        with contextlib.suppress(BaseException), demo.uploads_folder() as folder:
+            open(f"{folder}/snail.png", "wb").close()
+            os.write(writing, os.fsencode(folder))
+            signal.pause()
+        os._exit(1)
+    os.close(writing)
+    try:
+        theirs = os.read(reading, 1000).decode()
+        with demo.uploads_folder() as ours:
+            assert os.path.exists(f"{theirs}/snail.png") and ours != theirs
+            os.kill(child, signal.SIGKILL)
+            os.waitpid(child, 0)
+            with demo.uploads_folder():
+                assert not os.path.exists(theirs) and os.path.exists(ours)
+    finally:
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(child, signal.SIGKILL)
+    assert os.listdir(tmp_path) == ["align-minimal-notes"]
 
 
 def test_a_picture_s_address_is_refused_before_any_look_up_and_so_is_a_file_that_is_too_large(

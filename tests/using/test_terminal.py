@@ -1,24 +1,31 @@
 """The terminal: no name forges a row, and no stream, locale or signal ends in a traceback."""
 
+import fcntl
+import io
 import json
 import os
 import re
 import resource
-import signal
+import struct
 import subprocess
 import sys
+import termios
+from functools import partial
 from pathlib import Path
 
 import pytest
 import torch
 from PIL import Image
+from tqdm import tqdm
 
 from align_minimal import AlignModel, AlignProcessor
 from align_minimal.commands import commands
 from align_minimal.support.terminal import Messages, Output, busy, message, one_line, unicode, width
+from align_minimal.training.loop import BARS, tell
 from align_minimal.using.retrieval import print_recall
 from align_minimal.using.trace import trace_pair
 from align_minimal.using.zero_shot import ZeroShotClassifier, print_accuracy
+from tests.lab.warm import python
 from tests.using.test_cli import refused, run
 
 SAMPLES = Path(__file__).resolve().parents[2] / "weights" / "samples"
@@ -80,10 +87,9 @@ def test_a_label_s_accents_survive_a_locale_without_utf_8(capsys):
     argv = ["classify", str(SAMPLES / "apple.png"), "--labels", "Äpfel", "dog", "--json"]
     expected = json.loads(run(capsys, *argv)[1])
     env = {"LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"}
-    process = started(*argv, env=env)
-    assert process.returncode == 0 and json.loads(process.stdout) == expected
-    argv[-1:] = []
-    label, _, bar = started(*argv, env=env).stdout.splitlines()[1].split()
+    document, table = ended(start(*argv, env=env), start(*argv[:-1], env=env))
+    assert document.returncode == 0 and json.loads(document.stdout) == expected
+    label, _, bar = table.stdout.splitlines()[1].split()
     assert label == rb"\xc4pfel" and len(bar) > 9 and set(bar) == {ord("#")}
 
 
@@ -174,6 +180,48 @@ def test_what_takes_a_while_is_said_on_a_terminal_within_a_second(tmp_path):
     os.close(ours)
 
 
+@pytest.mark.parametrize(
+    ("columns", "says"), [(40, "loading PyTorch"), (14, "loading …"), (0, "loading PyTorch")]
+)
+def test_what_is_said_meanwhile_takes_one_line_and_goes(monkeypatch, columns, says):
+    ours, theirs = os.openpty()
+    fcntl.ioctl(theirs, termios.TIOCSWINSZ, struct.pack("4H", 24, columns, 0, 0))
+    with open(theirs, "w") as terminal, monkeypatch.context() as patch:
+        patch.setattr(sys, "stderr", terminal)
+        with busy("loading PyTorch"):
+            assert os.read(ours, 1000).decode() == f"\r{says} ..."
+        assert os.read(ours, 1000) == b"\r\x1b[K"
+    os.close(ours)
+
+
+ROW = {
+    "loss": 1.5274,
+    "log_n": 4.16,
+    "floor": 0.729,
+    "temperature": 0.0712,
+    "lr": 1e-3,
+    "pairs_per_second": 99,
+}
+TOLD = "loss 1.527 (log N 4.16, floor 0.73), temperature 0.0712, lr 1.0e-03, 99 pairs/s"
+
+
+@pytest.mark.parametrize("total", [9, 2000])
+@pytest.mark.parametrize("columns", [40, 60, 80, 100, 140, None])
+def test_the_training_bar_drops_its_least_important_part_first_and_cuts_no_number(columns, total):
+    stream = io.StringIO()
+    with tqdm(total=total, ncols=columns, file=stream, bar_format=BARS[0], mininterval=0) as bar:
+        for _ in range(3):
+            tell(bar, ROW)
+            bar.update()
+    lines = [line.rstrip() for line in stream.getvalue().split("\r") if "loss" in line]
+    for line in lines:
+        said = line.split(", ", 1)[1].removesuffix("]")
+        assert line.endswith("]") and len(line) <= (columns or 1000)
+        assert said.startswith("loss 1.527") and TOLD.startswith(said) and (said == TOLD) >= (columns is None)
+        assert TOLD[len(said) :][:2] in ("", " (", ", ")
+    assert lines and ("%|" in lines[0]) == (columns != 40)
+
+
 def test_elsewhere_nothing_is_said_of_it(capsys):
     with busy("loading"):
         pass
@@ -183,36 +231,51 @@ def test_elsewhere_nothing_is_said_of_it(capsys):
 # ---- streams -----------------------------------------------------------------------------------------------
 
 
-def started(*argv: str, shell: str = '"$@"', env: dict[str, str] | None = None, **more):
-    """A process of the command, started by a line of shell, with what it printed."""
+def start(*argv: str, shell: str = '"$@"', env: dict[str, str] | None = None, **more) -> subprocess.Popen:
+    """A process of the command, started by a line of shell."""
     command = ["bash", "-c", shell, "bash", sys.executable, "-m", "align_minimal", *argv]
     env = {**os.environ, "OMP_NUM_THREADS": "1", **(env or {})}
-    return subprocess.run(command, capture_output=True, env=env, timeout=120, **more)
+    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, env=env, **more)
 
 
-@pytest.fixture
-def folder(tmp_path) -> Path:
-    """A picture, and a file that makes a warning."""
-    (tmp_path / "pictures").mkdir()
-    Image.new("RGB", (20, 20)).save(tmp_path / "pictures" / "good.png")
-    (tmp_path / "pictures" / "broken.png").write_bytes(b"no picture")
-    return tmp_path / "pictures"
+def ended(*processes: subprocess.Popen) -> list[subprocess.CompletedProcess]:
+    """Status and output of each; where there are several, they run at the same time."""
+    printed = [process.communicate(timeout=120) for process in processes]
+    return [
+        subprocess.CompletedProcess(process.args, process.returncode, *streams)
+        for process, streams in zip(processes, printed, strict=True)
+    ]
 
 
-@pytest.mark.parametrize("shell", ['"$@" 2>&-', '"$@" 2>/dev/full', '"$@" <&- 2>&-'])
-def test_without_a_place_for_messages_the_document_is_whole(folder, shell):
-    process = started("classify", str(folder), "--labels", "apple", "--json", shell=shell)
+MUTE = ['"$@" 2>&-', '"$@" 2>/dev/full', '"$@" <&- 2>&-']
+LOST = {'"$@" >&-': b"closed", '"$@" >/dev/full': b"space"}
+
+
+@pytest.fixture(scope="module")
+def by_shell(tmp_path_factory) -> dict[str, subprocess.CompletedProcess]:
+    """What the command says with streams closed or full: all at once, since each imports PyTorch."""
+    folder = tmp_path_factory.mktemp("pictures")  # a picture, and a file that makes a warning
+    Image.new("RGB", (20, 20)).save(folder / "good.png")
+    (folder / "broken.png").write_bytes(b"no picture")
+    lines = dict.fromkeys(MUTE, folder)
+    lines |= {line: SAMPLES / "apple.png" for shell in LOST for line in (shell, f"({shell}) 2>&-")}
+    argvs = {shell: ["classify", str(path), "--labels", "apple", "--json"] for shell, path in lines.items()}
+    return dict(zip(argvs, ended(*(start(*argv, shell=shell) for shell, argv in argvs.items())), strict=True))
+
+
+@pytest.mark.parametrize("shell", MUTE)
+def test_without_a_place_for_messages_the_document_is_whole(by_shell, shell):
+    process = by_shell[shell]
     assert (process.returncode, process.stderr) == (0, b"")
     assert len(json.loads(process.stdout)["results"]) == 1
 
 
-@pytest.mark.parametrize(("shell", "says"), [('"$@" >&-', b"closed"), ('"$@" >/dev/full', b"space")])
-def test_without_a_place_for_results_one_line_says_so(shell, says):
-    argv = ["classify", str(SAMPLES / "apple.png"), "--labels", "apple", "--json"]
-    process = started(*argv, shell=shell)
+@pytest.mark.parametrize(("shell", "says"), LOST.items())
+def test_without_a_place_for_results_one_line_says_so(by_shell, shell, says):
+    process = by_shell[shell]
     assert (process.returncode, process.stderr.count(b"\n")) == (1, 1)
     assert process.stderr.startswith(b"align-minimal: standard output: ") and says in process.stderr
-    assert started(*argv, shell=f"({shell}) 2>&-").returncode == 1
+    assert by_shell[f"({shell}) 2>&-"].returncode == 1
 
 
 def test_messages_that_cannot_be_written_stop_nothing():
@@ -248,26 +311,24 @@ raise ImportError("numpy.core.multiarray failed to import")  # as compiled modul
 def test_ctrl_c_during_the_import_of_torch_is_one_line(tmp_path):
     (tmp_path / "torch.py").write_text(STUB)
     env = {"PYTHONPATH": os.pathsep.join([str(tmp_path), os.environ.get("PYTHONPATH", "")])}
-    process = started("classify", "x.png", "--labels", "y", env=env)
+    calls = ["classify", "x.png", "--labels", "y"], ["--help"], ["search", "--help"], ["search"]
+    process, *others = ended(*(start(*argv, env=env) for argv in calls))
     assert (process.returncode, process.stdout) == (130, b"")
     assert process.stderr == b"align-minimal: interrupted\n"
-    for argv in (["--help"], ["search", "--help"], ["search"]):  # and these do without it
-        assert b"usage" in (process := started(*argv, env=env)).stdout or process.returncode == 2
+    for process in others:  # they do without it
+        assert b"usage" in process.stdout or process.returncode == 2
 
 
 def test_a_full_disk_names_the_file(tmp_path):
-    def small_files():
-        signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
-        resource.setrlimit(resource.RLIMIT_FSIZE, (600, 600))
-
     page, index = tmp_path / "page.html", tmp_path / "index"
-    argv = ["classify", str(SAMPLES / "apple.png"), "--labels", "apple", "--html", str(page)]
-    process = started(*argv, preexec_fn=small_files)
-    assert (process.returncode, process.stdout, process.stderr.count(b"\n")) == (1, b"", 1)
-    assert str(page).encode() in process.stderr and not page.exists()
-    process = started("search", str(SAMPLES), "apple", "--index", str(index), preexec_fn=small_files)
-    assert (process.returncode, process.stdout, process.stderr.count(b"\n")) == (1, b"", 1)
-    assert str(index / "embeddings.safetensors").encode() in process.stderr and not list(index.iterdir())
+    call, apple = ("-m", "align_minimal"), SAMPLES / "apple.png"
+    small_files = partial(resource.setrlimit, resource.RLIMIT_FSIZE, (600, 600))
+    process = python(*call, "classify", apple, "--labels", "apple", "--html", page, first=small_files)
+    assert (process.returncode, process.stdout, process.stderr.count("\n")) == (1, "", 1)
+    assert str(page) in process.stderr and not page.exists()
+    process = python(*call, "search", SAMPLES, "apple", "--index", index, first=small_files)
+    assert (process.returncode, process.stdout, process.stderr.count("\n")) == (1, "", 1)
+    assert str(index / "embeddings.safetensors") in process.stderr and not list(index.iterdir())
 
 
 # ---- mistakes ----------------------------------------------------------------------------------------------

@@ -97,6 +97,80 @@ def test_a_negative_size_is_no_endless_loop(tmp_path, heard):  # noqa: F811
     assert "claims -1,024 bytes" in heard()[0]
 
 
+def every_kind_of_member(path):
+    """A tar whose headers are plain ones and all others that hold a file or stand among files."""
+    with tarfile.open(path, "w", format=tarfile.PAX_FORMAT) as tar:
+        tar.addfile(tarfile.TarInfo("empty.txt"))
+        for name in ("plain.png", "n" * 99, "n" * 100, f"{'prefix/' * 20}x", "é.txt", f"{'long' * 80}"):
+            info = tarfile.TarInfo(name)
+            info.size = 513
+            tar.addfile(info, io.BytesIO(b"?" * 513))
+        timed = tarfile.TarInfo("timed.txt")
+        timed.mtime, timed.size = 1.5, 4
+        tar.addfile(timed, io.BytesIO(b"time"))
+        for kind in (tarfile.DIRTYPE, tarfile.SYMTYPE, tarfile.LNKTYPE, tarfile.FIFOTYPE, tarfile.AREGTYPE):
+            other = tarfile.TarInfo("other")
+            other.type, other.linkname = kind, "plain.png"
+            tar.addfile(other)
+        end = tar.offset
+    content = path.read_bytes()[:end]
+    old = bytearray(header("old.txt", 600))
+    old[124:136], old[148:156] = b"      1130\0 ", b" " * 8  # sizes may have spaces, sums an end of their own
+    old[148:156] = b"%06o \0" % sum(old)
+    prefixed = tarfile.TarInfo(f"{'folder/' * 20}x").tobuf(tarfile.USTAR_FORMAT)
+    more = [bytes(old), bytes(1024), header("x" * 300, 7), bytes(512), prefixed, pair("last")]
+    path.write_bytes(content + b"".join(more))
+
+
+def test_plain_headers_are_read_as_tarfile_reads_them(tmp_path):
+    every_kind_of_member(tmp_path / "a.tar")
+    with tarfile.open(tmp_path / "a.tar") as tar:
+        expected = [(m.name, m.size, m.offset, m.offset_data, m.isfile()) for m in tar]
+    for start in (0, expected[3][2]):
+        with open(tmp_path / "a.tar", "rb") as file:
+            file.seek(start)
+            tar = tarfile.open(fileobj=file, mode="r:")
+            found = [
+                (m.name, m.size, m.offset, m.offset_data, m.isfile())
+                for m in shards._members(tar, packed=False)
+            ]
+        assert found == [member for member in expected if member[2] >= start] and len(found) > 10
+
+
+def test_a_plain_header_does_not_wait_for_tarfile(tmp_path, monkeypatch):
+    """The plan, which no worker shares, took most of its time in tarfile."""
+    shard, read = write_tar(tmp_path / "a.tar", plain(20)), []
+    parse = shards._Header.frombuf.__func__
+    monkeypatch.setattr(
+        shards._Header, "frombuf", classmethod(lambda cls, *args: read.append(args) or parse(cls, *args))
+    )
+    assert len(list(Pairs([shard]).unread())) == 20
+    assert len(read) == 2  # the first header, and the end mark
+
+
+@pytest.mark.parametrize("cut", [1, 511, 512, 600, 1024, 1535])
+def test_a_shard_cut_short_ends_where_tarfile_says(tmp_path, heard, cut):  # noqa: F811
+    content = pair("good") + pair("doubtful")
+    (tmp_path / "a.tar").write_bytes(content[: len(content) - cut])
+    with tarfile.open(tmp_path / "a.tar", tarinfo=shards._Header) as tar:
+        try:
+            whole = len(list(tar))
+        except tarfile.ReadError:
+            whole = 3
+    assert len(list(Pairs([tmp_path / "a.tar"]).unread())) == whole // 2 == 1
+    (message,) = heard()
+    assert cut > 512 or "unexpected end of data" in message
+
+
+def test_a_header_with_a_wrong_check_sum_ends_the_shard(tmp_path, heard):  # noqa: F811
+    content = bytearray(pair("good") + pair("doubtful") + pair("bad"))
+    at = content.index(b"bad.png")
+    content[at : at + 3] = b"BAD"
+    (tmp_path / "a.tar").write_bytes(content)
+    assert [p.name.rpartition("/")[2] for p in Pairs([tmp_path / "a.tar"])] == ["good"]
+    assert "bad checksum" in heard()[0]
+
+
 @pytest.mark.parametrize("suffix", ["tar", "tar.gz"])
 def test_what_is_no_part_of_a_pair_is_never_held(tmp_path, suffix):
     """300 MB of zeros, 0.3 MB in the file."""

@@ -129,11 +129,9 @@ def test_plain_headers_are_read_as_tarfile_reads_them(tmp_path):
     for start in (0, expected[3][2]):
         with open(tmp_path / "a.tar", "rb") as file:
             file.seek(start)
-            tar = tarfile.open(fileobj=file, mode="r:")
-            found = [
-                (m.name, m.size, m.offset, m.offset_data, m.isfile())
-                for m in shards._members(tar, packed=False)
-            ]
+            with tarfile.open(fileobj=file, mode="r:") as tar:
+                members = shards._members(tar, packed=False)
+                found = [(m.name, m.size, m.offset, m.offset_data, m.isfile()) for m in members]
         assert found == [member for member in expected if member[2] >= start] and len(found) > 10
 
 

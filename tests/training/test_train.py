@@ -63,11 +63,9 @@ def arguments(folder: Path, out: Path, *more) -> list[str]:
 @pytest.fixture(scope="module")
 def whole(folder) -> Path:
     """A run that nothing interrupts."""
-    draw_curves, command.draw_curves = command.draw_curves, lambda run: None
-    try:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(command, "draw_curves", lambda run: None)
         assert main(arguments(folder, folder / "whole")) == 0
-    finally:
-        command.draw_curves = draw_curves
     return folder / "whole"
 
 

@@ -3,7 +3,9 @@
 import json
 import math
 import multiprocessing
+import os
 import shutil
+import signal
 import socket
 import subprocess
 import sys
@@ -237,6 +239,19 @@ def test_a_vocabulary_is_learnt_given_or_brought_by_init(capsys, folder, tmp_pat
         assert (tuned / name).read_bytes() == (given / name).read_bytes()
     before, after = (dict(AlignModel.from_pretrained(p).named_parameters()) for p in (given, tuned))
     assert all(torch.equal(before[name], after[name]) for name in before)  # at rate 0: it began there
+
+
+@pytest.mark.parametrize("flag", ["--config", "--vocab"])
+def test_a_pipe_is_refused_and_not_waited_for(capsys, folder, tmp_path, flag):
+    os.mkfifo(tmp_path / "pipe")
+    argv = arguments(folder, tmp_path / "out", flag, tmp_path / "pipe", config=flag != "--config")
+    before = signal.signal(signal.SIGALRM, lambda *_: pytest.fail("waits for the pipe"))
+    signal.alarm(20)
+    try:
+        refused(capsys, *argv, status=1, says=[tmp_path / "pipe"])
+    finally:
+        signal.alarm(0)
+        signal.signal(signal.SIGALRM, before)
 
 
 def test_filter_says_what_it_drops(capsys, folder, tmp_path):

@@ -97,6 +97,8 @@ def new_model(options: TrainOptions, pairs: Pairs, steps: int) -> tuple[AlignMod
             resize_input(processor.image_processor, options.image_size)
         return model, processor
     if options.config:
+        if Path(options.config).exists() and not Path(options.config).is_file():
+            raise ValueError(f"{options.config}: not a regular file")  # to open a pipe could wait for ever
         try:
             config = AlignConfig.from_dict(read_json(Path(options.config)))
         except (TypeError, ValueError) as error:

@@ -19,11 +19,11 @@ from typing import TYPE_CHECKING
 from ..support.hub import read_json, write_atomically, write_json
 from ..support.image_files import open_image
 from ..using.retrieval import evaluate, print_recall
-from .batches import batches, batches_in
+from .batches import batches
 from .dataset import Pairs
 from .filters import filter_pairs
-from .loop import Trainer
-from .options import EPOCHS, PAPER, TrainOptions, check_arguments, resolve
+from .loop import Trainer, steps_of
+from .options import PAPER, TrainOptions, check_arguments, resolve
 from .processes import note_signals, processes
 from .run_folder import Run, checkpoints, locked, model_files
 from .step import reason
@@ -166,9 +166,7 @@ def prepare_data(options: TrainOptions) -> tuple[TrainOptions, Pairs, Pairs | No
     for some in (pairs, evaluation):
         if some is not None:
             check_readable(some)
-    epochs = options.epochs or EPOCHS
-    steps = options.steps or batches_in(pairs, PAPER["batch_size"], options.seed, epochs)
-    options = resolve(options, steps)
+    options = resolve(options, steps_of(options, pairs, PAPER["batch_size"]))
     first, _ = next(batches(pairs, options.batch_size, options.seed))
     if len(first) < int(os.environ.get("WORLD_SIZE", 1)):
         raise ValueError(f"{pairs.label}: batches of {len(first)}, less than a pair for each process")

@@ -6,6 +6,7 @@ data of their own.
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import io
 import itertools
@@ -14,7 +15,7 @@ from collections.abc import Iterable
 
 from ..support.image_files import read_header
 from .dataset import Pairs
-from .pairs import Pair
+from .pairs import Pair, Span
 
 MIN_SIDE = 200  # pixels; the shorter side must be longer
 MAX_ASPECT = 3  # longer over shorter side must be less
@@ -22,6 +23,7 @@ MAX_TEXTS = 1000  # alt-texts of one image
 MAX_IMAGES = 10  # that share an alt-text
 TEXT_LENGTH = (3, 20)  # unigrams, both allowed
 FREQUENT = 100_000_000  # unigrams and bigrams that are not rare
+BEGINNING = 2**14  # bytes of a picture in a tar; its size nearly always stands there
 
 
 def check_size(width: int, height: int) -> str | None:
@@ -34,6 +36,23 @@ def check_size(width: int, height: int) -> str | None:
         return f"images with a side of {MIN_SIDE} pixels or less"
     if max(width, height) >= MAX_ASPECT * min(width, height):
         return f"images of aspect ratio {MAX_ASPECT} or more"
+    return None
+
+
+def picture_size(pair: Pair) -> tuple[int, int] | None:
+    """Width and height, from the picture's header alone; None if it cannot be read.
+
+    >>> picture_size(Pair("cat", Span("weights/samples/cat.jpg", 0, 15172), ("a cat",)))
+    (320, 213)
+    """
+    sources = [pair.picture]
+    if isinstance(pair.image, Span):
+        sources.insert(0, dataclasses.replace(pair.image, size=min(pair.image.size, BEGINNING)).read)
+    for source in sources:
+        with contextlib.suppress(Exception):  # a broken file can make Pillow raise nearly anything
+            picture = source()
+            with read_header(io.BytesIO(picture) if isinstance(picture, bytes) else picture) as image:
+                return image.size
     return None
 
 
@@ -67,6 +86,8 @@ class Filters:
 
     def __init__(self, pairs: Iterable[Pair]):
         self.dropped: Counter[str] = Counter()
+        self.misshapen: dict[str, str] = {}  # images of a size that is dropped, and why
+        self.all_seen = False  # are these all? Then no image needs to be opened again
         images_of: defaultdict[str, set[str]] = defaultdict(set)
         texts_of: defaultdict[str, set[str]] = defaultdict(set)
         frequency: Counter[str] = Counter()
@@ -88,7 +109,7 @@ class Filters:
             return f"texts of fewer than {low} or more than {high} words"
         if text in self.shared:
             return f"texts shared by more than {MAX_IMAGES} images"
-        if not self.rare.isdisjoint(grams(text)):
+        if self.rare and not self.rare.isdisjoint(grams(text)):
             return f"texts with a word or two outside the {FREQUENT:,} most frequent"
         return None
 
@@ -96,12 +117,9 @@ class Filters:
         """Why this image is dropped, or None. One that cannot be read is left to be reported as such."""
         if pair.name in self.crowded:
             return f"images with more than {MAX_TEXTS} texts"
-        try:
-            picture = pair.picture()
-            with read_header(io.BytesIO(picture) if isinstance(picture, bytes) else picture) as image:
-                return check_size(*image.size)  # the header is enough for it
-        except Exception:  # a broken file can make Pillow raise nearly anything
-            return None
+        if not self.all_seen and (size := picture_size(pair)) and (reason := check_size(*size)):
+            self.misshapen[pair.name] = reason
+        return self.misshapen.get(pair.name)
 
     def __call__(self, pair: Pair) -> Pair | None:
         reason = self.check_image(pair)
@@ -137,7 +155,7 @@ def filter_pairs(pairs: Pairs) -> dict[str, int]:
         kept = len(pairs.pairs)
     else:
         kept = sum(1 for _ in remaining)
-        pairs.keep = keep
+        pairs.keep, keep.all_seen = keep, True
     if not kept:
         raise ValueError(f"{pairs.label}: the filters leave nothing ({keep.report()})")
     return {"kept": kept, **keep.dropped}

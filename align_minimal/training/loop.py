@@ -36,7 +36,7 @@ from .batches import BatchStream, Position, Prepare, batches_in
 from .build import freeze, new_model, new_optimizer
 from .dataset import Pairs
 from .large_batch import backward_in_chunks
-from .options import EPOCHS, TrainOptions
+from .options import EPOCHS, LEAST, TrainOptions
 from .processes import Processes
 from .resume import BEGUN, check_same_run, lasting, warn_of_changes
 from .run_folder import Run, checkpoints, load_optimizer
@@ -70,6 +70,20 @@ def tell(bar: tqdm, row: dict) -> None:
     bar.set_postfix_str("".join(parts), refresh=False)
 
 
+def steps_of(options: TrainOptions, pairs: Pairs, batch_size: int) -> int:
+    """How many steps were asked for. If none were: 10 epochs, and from nothing at least 2,000 steps.
+
+    500 pictures need as many: 10 epochs of them are 80 steps, after which a new model is still near chance.
+
+    >>> steps_of(TrainOptions([], "run", steps=7), Pairs([]), 64)
+    7
+    """
+    if options.steps:
+        return options.steps
+    steps = batches_in(pairs, batch_size, options.seed, options.epochs or EPOCHS)
+    return steps if options.epochs or options.init else max(steps, LEAST)
+
+
 class Trainer:
     """A run of training, step by step; `group` says which share of each batch is this process's.
 
@@ -93,9 +107,7 @@ class Trainer:
         self.begun: dict = {}  # of a resumed run: what its model was made from
         self.unusable = 0
         self.unreadable: dict[str, None] = {}  # messages, each once
-        self.steps = options.steps or batches_in(
-            pairs, options.batch_size, options.seed, options.epochs or EPOCHS
-        )
+        self.steps = steps_of(options, pairs, options.batch_size)
         self.warmup = min(10_000, max(1, self.steps // 10)) if options.warmup is None else options.warmup
 
     def lasting(self) -> dict:
@@ -333,4 +345,5 @@ class Trainer:
         56297).
         """
         self.encoder = None
-        gc.collect()
+        if self.group.world > 1:
+            gc.collect()  # it lies in a circle of references

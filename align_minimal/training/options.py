@@ -73,7 +73,7 @@ class TrainOptions:
 PAPER = dict(batch_size=256, optimizer="lamb", lr=1e-3, weight_decay=1e-5)
 SHORT = dict(batch_size=64, optimizer="adamw", lr=1e-3, weight_decay=0.05)
 TUNE = SHORT | dict(lr=1e-4)
-EPOCHS = 10
+EPOCHS, LEAST = 10, 2000  # what a run is long, and what one from nothing is at least, in steps
 ENOUGH = 10_000  # steps of LAMB at 1e-3: as many as the paper's warm-up alone
 
 
@@ -170,7 +170,7 @@ def add_data_arguments(group) -> None:
 def add_recipe_arguments(group) -> None:
     length = group.add_mutually_exclusive_group()
     length.add_argument("--steps", type=positive, metavar="N", help="how many batches to learn from")
-    epochs = "or how many times to see each pair (10)"
+    epochs = "or how many times to see each pair (10; without --init, as many as make 2,000 steps)"
     length.add_argument("--epochs", type=positive, metavar="N", help=epochs)
     add = group.add_argument
     recipe = "paper: LAMB at 1e-3, decay 1e-5, batches of 256. auto (default): the same for 10,000 steps or "

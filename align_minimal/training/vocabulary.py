@@ -7,6 +7,7 @@ released. BertTokenizer.train (tokenizer.py) calls `learn_vocabulary`.
 
 from __future__ import annotations
 
+import math
 from array import array
 from collections import Counter
 from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
@@ -26,8 +27,9 @@ def merge(pieces: Sequence[str], pair: Pair) -> list[str]:
     ['h', '##ug', '##s']
     """
     merged: list[str] = []
+    first, second = pair
     for piece in pieces:
-        if merged and (merged[-1], piece) == pair:
+        if piece == second and merged and merged[-1] == first:
             merged[-1] += piece.removeprefix("##")
         else:
             merged.append(piece)
@@ -48,8 +50,11 @@ def best_pair(
     ('##g', '##s')
     """
     least = max(min_frequency, 1, share * max(pairs.values(), default=0))
-    scores = {(a, b): times / (pieces[a] * pieces[b]) for (a, b), times in pairs.items() if times >= least}
-    return max(scores, key=scores.__getitem__, default=None)
+    best, highest = None, 0.0
+    for (a, b), times in pairs.items():
+        if times >= least and (score := times / (pieces[a] * pieces[b])) > highest:
+            best, highest = (a, b), score
+    return best
 
 
 class PairCounts:
@@ -72,21 +77,35 @@ class PairCounts:
         self.times = array("q")
 
     def count(self, word: Hashable, pieces: Sequence[str], times: int) -> None:
-        """Count the pairs of a word so many times more, or fewer."""
+        """Count the pairs of a word so many times more."""
+        number, counts, holders = self.number, self.times, self.holders
         for pair in pairwise(pieces):
-            k = self.number.setdefault(pair, len(self.pairs))
-            if k == len(self.pairs):
+            k = number.setdefault(pair, len(counts))
+            if k == len(counts):
                 self.pairs.append(pair)
-                self.holders.append(set())
-                self.times.append(0)
-            self.times[k] += times
-            self.holders[k].add(word)
+                holders.append(set())
+                counts.append(0)
+            counts[k] += times
+            holders[k].add(word)
+
+    def recount(self, word: Hashable, before: Sequence[str], after: Sequence[str], times: int) -> None:
+        """Count the pairs of `after` and no longer those of `before`, whose ends may be the same pieces."""
+        start, end = 0, 1
+        while before[start] == after[start]:
+            start += 1
+        while before[-end] == after[-end]:
+            end += 1
+        start = max(0, start - 1)  # the last piece that is the same has another neighbour
+        for pair in pairwise(before[start : len(before) - end + 2]):
+            self.times[self.number[pair]] -= times
+        self.count(word, after[start : len(after) - end + 2], times)
 
     def frequent(self, share: float) -> dict[Pair, int]:
         """The pairs that occur at least `share` times as often as the most frequent one, and their counts."""
-        times = np.array(self.times)  # (P,)
-        numbers = np.flatnonzero(times >= max(1, share * times.max(initial=0))).tolist()
-        return dict(zip(map(self.pairs.__getitem__, numbers), times[numbers].tolist(), strict=True))
+        times = np.asarray(self.times)  # (P,), the same memory
+        least = math.ceil(max(1, share * times.max(initial=0)))  # whole numbers are compared twice as fast
+        numbers = np.nonzero(times >= least)[0].tolist()
+        return {self.pairs[k]: self.times[k] for k in numbers}
 
 
 def learn_pieces(
@@ -103,30 +122,34 @@ def learn_pieces(
     >>> learn_pieces({"hug": 10, "pug": 5, "pun": 12, "bun": 4, "hugs": 5}, 3)
     ['##gs', 'pu', 'hu']
     """
-    names = sorted(words, key=lambda word: (-words[word], word))
+    names = sorted(sorted(words), key=words.__getitem__, reverse=True)
     spelling = [[word[0], *("##" + letter for letter in word[1:])] for word in names]
-    pieces: Counter[str] = Counter()  # how often each occurs
+    pieces: dict[str, int] = {}  # how often each occurs; no Counter, which is slower to read
     pairs = PairCounts()
-
-    def count(i: int, times: int) -> None:
-        for piece in spelling[i]:
-            pieces[piece] += times
-        pairs.count(i, spelling[i], times)
-
     for i, word in enumerate(names):
-        count(i, words[word])
+        pairs.count(i, spelling[i], words[word])
+        for piece in spelling[i]:
+            pieces[piece] = pieces.get(piece, 0) + words[word]
     learnt: dict[str, None] = {}  # a set that keeps its order
     while len(learnt) < number:
         best = best_pair(pairs.frequent(share), pieces, min_frequency, share)
         if best is None:
             break
-        for i in sorted(pairs.holders[pairs.number[best]]):  # only these words change
-            if best in pairwise(spelling[i]):
-                count(i, -words[names[i]])
-                spelling[i] = merge(spelling[i], best)
-                count(i, words[names[i]])
-        pairs.holders[pairs.number[best]].clear()
-        learnt[best[0] + best[1].removeprefix("##")] = None
+        a, b = best
+        ab = a + b.removeprefix("##")
+        merges = 0
+        holders = pairs.holders[pairs.number[best]]
+        for i in sorted(holders):  # only these words change
+            merged, times = merge(spelling[i], best), words[names[i]]
+            if found := len(spelling[i]) - len(merged):
+                pairs.recount(i, spelling[i], merged, times)
+                spelling[i] = merged
+                merges += found * times
+        holders.clear()
+        pieces[a] -= merges
+        pieces[b] -= merges
+        pieces[ab] = pieces.get(ab, 0) + merges
+        learnt[ab] = None
     return list(learnt)
 
 

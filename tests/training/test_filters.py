@@ -8,7 +8,7 @@ from PIL import Image
 from align_minimal.training import filters
 from align_minimal.training.dataset import Pairs
 from align_minimal.training.filters import Filters, check_size, filter_pairs
-from align_minimal.training.pairs import Pair
+from align_minimal.training.pairs import Pair, Span
 from tests.training.test_data import write_folder, write_shards
 
 
@@ -115,6 +115,30 @@ def test_filters_report_the_same_for_shards_as_for_a_folder(folder, tmp_path):
         }
     )
     assert [p.texts for p in pairs] == [p.texts for p in streamed] == [("one two three",)]
+
+
+def test_once_all_images_of_the_shards_were_looked_at_none_is_opened_again(folder, tmp_path, monkeypatch):
+    """Or the plan, which no worker shares, would read a part of every picture in each epoch."""
+    (tmp_path / "shards").mkdir()
+    pairs = Pairs([write_shards(folder, tmp_path / "shards", 4)])
+    filter_pairs(pairs)
+    monkeypatch.setattr(Span, "read", lambda self: pytest.fail("read"))
+    assert [p.texts for p in pairs.unread()] == [("one two three",)]
+
+
+@pytest.mark.parametrize("before", [0, 2**15], ids=["at the beginning", "far behind the beginning"])
+def test_of_a_picture_in_a_tar_no_more_is_read_than_tells_its_size(tmp_path, before, monkeypatch):
+    file = io.BytesIO()
+    exif = b"Exif\0\0" + bytes(before)
+    noise = Image.effect_noise((300, 201), 100)
+    noise.save(file, "JPEG", quality=100, **({"exif": exif} if before else {}))
+    (tmp_path / "a.tar").write_bytes(bytes(512) + file.getvalue() + bytes(99))
+    read, sizes = Span.read, []
+    monkeypatch.setattr(Span, "read", lambda self: sizes.append(self.size) or read(self))
+    span = Span(str(tmp_path / "a.tar"), 512, len(file.getvalue()))
+    assert filters.picture_size(Pair("x", span, ("one two three",))) == (300, 201)
+    assert span.size > filters.BEGINNING
+    assert sizes == [filters.BEGINNING] + [span.size] * bool(before)
 
 
 def test_filters_that_leave_nothing_say_what_each_dropped(tmp_path):

@@ -7,9 +7,10 @@ import torch
 
 from align_minimal.support.hub import find_file, weights_folder
 from align_minimal.support.outputs import Batch
-from align_minimal.training import command
+from align_minimal.training import command, loop
 from align_minimal.training.batches import batches_in
 from align_minimal.training.dataset import Pairs
+from align_minimal.training.loop import steps_of
 from align_minimal.training.options import PAPER, SHORT, TrainOptions, resolve
 from align_minimal.training.step import cannot_reach, learning_rate, split
 from tests.training.tiny_training import metrics, newest, write_config, write_pairs
@@ -88,6 +89,17 @@ def test_a_batch_is_cut_into_equal_parts(pairs, chunk, sizes):
     batch = Batch(input_ids=torch.arange(pairs)[:, None], names=["x"] * pairs)
     parts = [part.input_ids for part in split(batch, chunk)]
     assert [len(part) for part in parts] == sizes and torch.equal(torch.cat(parts), batch.input_ids)
+
+
+def test_a_new_model_takes_2_000_steps_where_10_epochs_are_fewer(folder, monkeypatch):
+    """After 10 epochs of 500 pictures it knew nothing. What is asked for is done; tuning is short."""
+    pairs, at_least = Pairs([folder / "data"]), dict(data=[], out="run")  # 24 pairs
+    assert steps_of(TrainOptions(**at_least), pairs, 8) == 2000
+    assert steps_of(TrainOptions(**at_least, init="emoji"), pairs, 8) == 30
+    assert steps_of(TrainOptions(**at_least, epochs=4), pairs, 8) == 12
+    assert steps_of(TrainOptions(**at_least, steps=5), pairs, 8) == 5
+    monkeypatch.setattr(loop, "LEAST", 20)
+    assert steps_of(TrainOptions(**at_least), pairs, 8) == 30
 
 
 def test_epochs_are_as_many_batches_as_show_each_pair_so_often(folder):

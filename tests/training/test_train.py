@@ -26,7 +26,6 @@ from tests.training.tiny_training import (
     TEXTS,
     metrics,
     newest,
-    program,
     same_bits,
     start,
     write_config,
@@ -63,11 +62,9 @@ def arguments(folder: Path, out: Path, *more) -> list[str]:
 @pytest.fixture(scope="module")
 def whole(folder) -> Path:
     """A run that nothing interrupts."""
-    draw_curves, command.draw_curves = command.draw_curves, lambda run: None
-    try:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(command, "draw_curves", lambda run: None)
         assert main(arguments(folder, folder / "whole")) == 0
-    finally:
-        command.draw_curves = draw_curves
     return folder / "whole"
 
 
@@ -494,9 +491,10 @@ def test_curves_are_a_png_and_without_matplotlib_a_warning(whole, monkeypatch):
 # ---- help --------------------------------------------------------------------------------------------------
 
 
-def test_help_explains_every_flag():
-    with start(program("train", "--help")) as process:
-        out, err = process.communicate(timeout=200)
-    assert process.returncode == 0 and err == ""
+def test_help_explains_every_flag(capsys):
+    with pytest.raises(SystemExit) as status:
+        main(["train", "--help"])
+    out, err = capsys.readouterr()
+    assert status.value.code == 0 and err == ""
     for flag in ("--chunk", "--tile", "--resume", "--init", "--vocab", "--precision", "--eval", "--filter"):
         assert f"\n  {flag}" in out

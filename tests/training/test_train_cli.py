@@ -3,7 +3,9 @@
 import json
 import math
 import multiprocessing
+import os
 import shutil
+import signal
 import socket
 import subprocess
 import sys
@@ -239,6 +241,19 @@ def test_a_vocabulary_is_learnt_given_or_brought_by_init(capsys, folder, tmp_pat
     assert all(torch.equal(before[name], after[name]) for name in before)  # at rate 0: it began there
 
 
+@pytest.mark.parametrize("flag", ["--config", "--vocab"])
+def test_a_pipe_is_refused_and_not_waited_for(capsys, folder, tmp_path, flag):
+    os.mkfifo(tmp_path / "pipe")
+    argv = arguments(folder, tmp_path / "out", flag, tmp_path / "pipe", config=flag != "--config")
+    before = signal.signal(signal.SIGALRM, lambda *_: pytest.fail("waits for the pipe"))
+    signal.alarm(20)
+    try:
+        refused(capsys, *argv, status=1, says=[tmp_path / "pipe"])
+    finally:
+        signal.alarm(0)
+        signal.signal(signal.SIGALRM, before)
+
+
 def test_filter_says_what_it_drops(capsys, folder, tmp_path):
     status, out, err = run(capsys, *arguments(folder, tmp_path / "out", "--filter"))
     assert (status, out) == (1, "")  # pictures of 24 × 24 are all too small for the paper
@@ -332,24 +347,11 @@ def test_two_processes_train_as_one_and_resume(folder, tmp_path):
 
 
 UNEVEN = {
-    "7 pairs: 2 chunks and 1": (["--batch-size", 7, "--chunk", 3], None, [7, 7, 7]),
-    "8 pairs, one unreadable": (["--batch-size", 8, "--chunk", 3], 5, [7, 8, 7]),
+    "7 pairs: 2 chunks and 1": (["--batch-size", 7, "--chunk", 3], None),
+    "8 pairs, one unreadable": (["--batch-size", 8, "--chunk", 3], 5),
 }
-
-
-@pytest.mark.parametrize("more, broken, pairs", UNEVEN.values(), ids=UNEVEN)
-def test_ranks_with_different_numbers_of_chunks_do_not_wait_for_each_other(tmp_path, more, broken, pairs):
-    data = write_pairs(tmp_path / "data", TEXTS[:8] if broken else TEXTS[:7])
-    if broken:
-        (data / f"{broken}.png").write_bytes(b"no picture")
-    argv = ["train", data, "--out", tmp_path / "out", "--config", write_config(tmp_path / "config.json")]
-    status, printed, err = launch(program(*argv, *more, "--steps", 3, torchrun=TWO), limit=60)
-    assert (status, printed) == (0, ""), err
-    assert [row["step"] for row in metrics(tmp_path / "out")] == [1, 2, 3]
-
-
-AGAIN = """
-import gc, os, sys
+SEVERAL = """
+import gc, json, os, sys
 import torch.distributed as dist
 from torch.nn.parallel import DistributedDataParallel
 from align_minimal.__main__ import main
@@ -360,12 +362,13 @@ def leave_alone():
     assert not [thing for thing in gc.get_objects() if isinstance(thing, DistributedDataParallel)]
     leave()
 dist.destroy_process_group = leave_alone
-rank, out, ports = sys.argv[1], sys.argv[2], sys.argv[3].split(",")
+rank, runs = sys.argv[1], json.loads(sys.argv[2])
 os.environ |= dict(RANK=rank, LOCAL_RANK=rank, WORLD_SIZE="2", MASTER_ADDR="127.0.0.1")
-for port in ports:
+for port, argv in runs:
     os.environ["MASTER_PORT"] = port
-    if status := main([*sys.argv[4:], "--out", f"{out}/{port}"]):
+    if status := main(argv):
         sys.exit(status)
+    print("done", flush=True)
 """
 
 
@@ -379,18 +382,48 @@ def free_ports(count: int) -> list[str]:
     return ports
 
 
-def test_the_process_group_is_left_after_distributed_data_parallel_is_freed(folder, tmp_path):
-    """Freed after its group, it hung in 3 of 4 processes that trained six times."""
-    ports = ",".join(free_ports(3))
+def uneven(place: Path, more: list, broken: int | None) -> list:
+    data = write_pairs(place / "data", TEXTS[:8] if broken else TEXTS[:7])
+    if broken:
+        (data / f"{broken}.png").write_bytes(b"no picture")
+    config = write_config(place / "config.json")
+    return ["train", data, "--out", place / "out", "--config", config, *more, "--steps", 3]
+
+
+@pytest.fixture(scope="module")
+def several(folder, tmp_path_factory) -> tuple[list, Path]:
+    """Five runs, one by one in the same two processes: each one's (status, done, stderr), and their place."""
+    place = tmp_path_factory.mktemp("several")
+    runs = [uneven(place / name, *case) for name, case in UNEVEN.items()]
     argv = ["train", folder / "data", "--config", folder / "config.json", "--steps", 2, "--batch-size", 8]
-    command = [sys.executable, "-c", AGAIN]
-    ranks = [start([*command, rank, str(tmp_path), ports, *map(str, argv)]) for rank in ("0", "1")]
-    try:
-        results = [rank.communicate(timeout=90) for rank in ranks]
-    finally:
-        for rank in ranks:
-            rank.kill()
-    assert [rank.returncode for rank in ranks] == [0, 0], results
+    runs += [[*argv, "--out", place / f"again {i}"] for i in range(3)]
+    ports = free_ports(len(runs))
+    content = json.dumps([(port, list(map(str, argv))) for port, argv in zip(ports, runs, strict=True)])
+    ranks = [start([sys.executable, "-c", SEVERAL, rank, content]) for rank in ("0", "1")]
+    results = []
+    for rank in ranks:
+        try:
+            out, err = rank.communicate(timeout=100)
+        except subprocess.TimeoutExpired:
+            for each in ranks:
+                each.kill()
+            out, err = rank.communicate()
+        results.append((rank.returncode, out.count("done"), err))
+    return results, place
+
+
+@pytest.mark.parametrize("number, name", enumerate(UNEVEN, 1), ids=UNEVEN)
+def test_ranks_with_different_numbers_of_chunks_do_not_wait_for_each_other(several, number, name):
+    results, place = several
+    assert all(done >= number for _, done, _ in results), results
+    assert [(row["step"], row["pairs"]) for row in metrics(place / name / "out")] == [(1, 7), (2, 7), (3, 7)]
+
+
+def test_the_process_group_is_left_after_distributed_data_parallel_is_freed(several):
+    """Freed after its group, it hung in 3 of 4 processes that trained six times."""
+    results, place = several
+    assert [(status, done) for status, done, _ in results] == [(0, 5), (0, 5)], results
+    assert all(len(metrics(place / f"again {i}")) == 2 for i in range(3))
 
 
 FAIL = """

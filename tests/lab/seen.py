@@ -1,6 +1,7 @@
 """Which notebook sees a mistake? Each one of mutations.py, in a copy, against the notebooks' own assertions.
 
     python -m tests.lab.seen                    all of them, and whether unseen.py tells the truth
+    python -m tests.lab.seen --quick            without the notebooks that train, and the mistakes for them
     python -m tests.lab.seen sigma-multiplied   the cell in which a reader would stumble over this one
 
 First every notebook runs unbroken, and the lines of the package that it runs are noted. Then each mistake
@@ -159,16 +160,19 @@ def places(source: str, old: str) -> set[int]:
     return found
 
 
-def candidates(mutation: Mutation, root: Path, notebooks: Sequence[Unbroken]) -> list[Unbroken]:
-    """The notebooks that may see a mistake; those that open its file come first, then the quick ones."""
+def candidates(mutation: Mutation, root: Path, notebooks: Sequence[Unbroken]) -> tuple[list[Unbroken], bool]:
+    """The notebooks that may see a mistake, and whether it concerns training, so that the slow ones may.
+
+    Of the quick ones those that open its file come first, then the quickest.
+    """
     training = mutation.file.startswith("training/")
     where = places(mutate(mutation, root / "align_minimal")[0], mutation.old)
     ran = [n for n in notebooks if n.runs(mutation.file, where)]
     quick = [n for n in notebooks if n.name not in SLOW and (n in ran or n.starts_programs)]
     slow = [n for n in notebooks if n.name in SLOW and (n in ran or (training and n.starts_programs))]
     concerns_training = training or not [n for n in ran if n.name not in SLOW]
-    found = quick + (slow if concerns_training else [])
-    return sorted(found, key=lambda n: (f"/{mutation.file})" not in n.head, n.seconds))
+    quick.sort(key=lambda n: (f"/{mutation.file})" not in n.head, n.seconds))
+    return quick + (slow if concerns_training else []), concerns_training
 
 
 # ---- all of them -------------------------------------------------------------------------------------------
@@ -186,9 +190,9 @@ def reports(root: Path, work: Sequence[tuple[str, Mutation | None, int]], jobs: 
                 yield notebook, mutation, {"failed": f"{Path(notebook).stem}: {end}", "seconds": limit}
 
 
-def unbroken(root: Path, jobs: int) -> list[Unbroken]:
+def unbroken(root: Path, jobs: int, left_out: Sequence[str] = ()) -> list[Unbroken]:
     """Every notebook on the package as it is. AssertionError if one fails."""
-    paths = {p.name: p for p in sorted((root / "notebooks").glob("*.ipynb"))}
+    paths = {p.name: p for p in sorted((root / "notebooks").glob("*.ipynb")) if p.stem not in left_out}
     order = sorted(paths, key=lambda name: Path(name).stem not in SLOW)  # the longest first
     found = []
     for notebook, _, report in reports(root, [(name, None, 900) for name in order], jobs):
@@ -201,11 +205,17 @@ def unbroken(root: Path, jobs: int) -> list[Unbroken]:
     return sorted(found, key=lambda n: n.name)
 
 
-def hunt(root: Path, mutations: Sequence[Mutation], jobs: int) -> Iterator[tuple[Mutation, str, list[str]]]:
-    """(mistake, the cell that saw it or "", the notebooks that ran it), as they are known."""
-    notebooks = unbroken(root, jobs)
+def hunt(
+    root: Path, mutations: Sequence[Mutation], jobs: int, quick: bool = False
+) -> Iterator[tuple[Mutation, str, list[str]]]:
+    """(mistake, the cell that saw it or "", the notebooks that ran it), as they are known.
+
+    With `quick` the slow notebooks are left out, and the mistakes that concern training.
+    """
+    notebooks = unbroken(root, jobs, SLOW if quick else ())
     print(", ".join(f"{n.name[:2]} {n.seconds:.0f} s" for n in notebooks), "of work unbroken", flush=True)
-    queues = {m.name: (m, candidates(m, root, notebooks)) for m in mutations}
+    found = {m.name: (m, *candidates(m, root, notebooks)) for m in mutations}
+    queues = {name: (m, queue) for name, (m, queue, training) in found.items() if not (quick and training)}
     tried: dict[str, list[str]] = {name: [] for name in queues}
     while queues:
         for name in [name for name, (_, queue) in queues.items() if not queue]:
@@ -239,23 +249,24 @@ def prepare() -> None:
 def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m tests.lab.seen", description=__doc__.split("\n")[0])
     parser.add_argument("names", nargs="*", help="the mistakes to make (default: all)")
-    parser.add_argument("--jobs", type=int, default=os.cpu_count(), help="how many at a time")
+    parser.add_argument("--jobs", type=int, default=os.cpu_count(), help="how many at a time (at least 1)")
+    parser.add_argument("--quick", action="store_true", help=f"leave out {' and '.join(SLOW)}")
     args = parser.parse_args(argv)
     known = {mutation.name: mutation for mutation in MUTATIONS}
     for name in args.names:
         if name not in known:
             parser.error(f"no mistake {name!r}: see python -m tests.lab.break_it --list")
     prepare()
-    began, count, wrong = time.perf_counter(), 0, []
+    began, judged, count, wrong = time.perf_counter(), 0, 0, []
     chosen = [known[name] for name in args.names] or MUTATIONS
     with tempfile.TemporaryDirectory() as folder:  # what is edited meanwhile changes nothing
-        for mutation, where, tried in hunt(copy(ROOT, Path(folder)), chosen, max(1, args.jobs)):
+        for mutation, where, tried in hunt(copy(ROOT, Path(folder)), chosen, args.jobs, args.quick):
             ran = where or f"not seen by {', '.join(tried) or 'any: no notebook runs this line'}"
             print(f"{'seen' if where else 'UNSEEN':<8}{mutation.name:<40}{ran}", flush=True)
-            count += bool(where)
+            judged, count = judged + 1, count + bool(where)
             told = disagreement(mutation.name, where, UNSEEN)
             wrong += [f"{mutation.name}: {told}"] if told else []
-    print(f"{count} of {len(chosen)} are seen, in {time.perf_counter() - began:.0f} s", *wrong, sep="\n")
+    print(f"{count} of {judged} are seen, in {time.perf_counter() - began:.0f} s", *wrong, sep="\n")
     return bool(wrong)
 
 

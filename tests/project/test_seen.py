@@ -90,10 +90,22 @@ def test_the_notebook_that_opens_the_file_comes_first_and_then_the_quick_ones(pr
     (toy, other) = unbroken(project, 2)
     assert toy.runs("toy.py", places(TOY, BROKEN.old)) and not other.lines
     other.lines, other.seconds = toy.lines, toy.seconds - 1
-    assert [n.name for n in candidates(BROKEN, project, [toy, other])] == ["01_other", "00_toy"]
+    assert [n.name for n in candidates(BROKEN, project, [toy, other])[0]] == ["01_other", "00_toy"]
     toy.head = "[`toy.py`](../align_minimal/toy.py) `double`"
-    assert [n.name for n in candidates(BROKEN, project, [toy, other])] == ["00_toy", "01_other"]
-    assert candidates(NOT_RUN, project, [toy, other]) == []
+    assert [n.name for n in candidates(BROKEN, project, [toy, other])[0]] == ["00_toy", "01_other"]
+    assert candidates(NOT_RUN, project, [toy, other])[0] == []
+
+
+def test_quick_leaves_the_slow_notebooks_out_and_the_mistakes_that_only_they_could_see(project):
+    slow = project / "notebooks" / "10_noisy_data.ipynb"
+    slow.write_text(
+        notebook("from align_minimal import toy", "assert toy.never_called(2) == 2"), encoding="utf-8"
+    )
+    found = {m.name: tried for m, _, tried in hunt(project, [BROKEN, HARMLESS, NOT_RUN], 2, quick=True)}
+    assert found == {"broken": ["00"], "harmless": ["00"]}
+    ((_, where, _),) = hunt(project, [NOT_RUN], 2)
+    assert where == "10_noisy_data, cell 2: AssertionError"
+    slow.unlink()
 
 
 def test_a_mistake_must_be_seen_or_listed_and_not_both():

@@ -21,7 +21,7 @@ import shutil
 import sys
 import tempfile
 import traceback
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 import pytest
@@ -96,14 +96,16 @@ def prove_and_exit(tests: Sequence[str], mutation: Mutation | None) -> None:
     sys.exit(status)
 
 
-def run_processes(work: Sequence[tuple[list[str], Mutation | None]], jobs: int) -> Iterator[tuple]:
-    """(mistake, exit status) of each, as they end; `jobs` at a time.
+def run_processes(
+    target: Callable, work: Sequence[tuple], jobs: int, imports: Sequence[str] = SLOW_TO_IMPORT
+) -> Iterator[tuple[tuple, int]]:
+    """(arguments, exit status) of each `target(*arguments)`, as they end; `jobs` at a time.
 
-    Where processes can fork, each begins with the libraries imported, and with nothing of this project. They
-    are no Pool's, whose workers may have no children: some tests start two processes.
+    Where processes can fork, each begins with `imports`, and with nothing of this project. They are no
+    Pool's, whose workers may have no children: some tests start two processes.
     """
     can_fork = "fork" in multiprocessing.get_all_start_methods()
-    for name in SLOW_TO_IMPORT if can_fork else ():
+    for name in imports if can_fork else ():
         with contextlib.suppress(ImportError):
             importlib.import_module(name)
     context = multiprocessing.get_context("fork" if can_fork else None)
@@ -111,20 +113,21 @@ def run_processes(work: Sequence[tuple[list[str], Mutation | None]], jobs: int) 
     while waiting or running:
         while waiting and len(running) < jobs:
             job = waiting.pop()
-            process = context.Process(target=prove_and_exit, args=job)
+            process = context.Process(target=target, args=job)
             process.start()
-            running[process.sentinel] = process, job[1]
+            running[process.sentinel] = process, job
         for sentinel in multiprocessing.connection.wait(running):
-            process, mutation = running.pop(sentinel)
+            process, job = running.pop(sentinel)
             process.join()
-            yield mutation, process.exitcode
+            yield job, process.exitcode
 
 
 def show_all(jobs: int) -> int:
     """Every mistake in a process of its own, and the same tests without any."""
     unbroken = (list(dict.fromkeys(mutation.test for mutation in MUTATIONS)), None)
     caught = green = 0
-    for mutation, status in run_processes([unbroken, *(([m.test], m) for m in MUTATIONS)], jobs):
+    work = [unbroken, *(([m.test], m) for m in MUTATIONS)]
+    for (_, mutation), status in run_processes(prove_and_exit, work, jobs):
         if mutation is None:
             green = status == GREEN
             continue

@@ -270,14 +270,46 @@ def test_a_diagram_draws_every_box_and_arrow():
     plt.close("all")
 
 
+# ---- the paper's sections
+
+SECTIONS = {"1", "2", "3", "4", "5", "6", "7", "8"}  # and the appendices A and B
+SECTIONS |= {"4.1", "4.2", "4.3", "5.1", "5.2", "5.3", "6.1", "6.2"}
+MAP = (ROOT / "align_minimal" / "README.md").read_text(encoding="utf-8")
+MAP = MAP.split("\n## From the paper to the code")[1].split("\n## ")[0]
+
+
+def section_links(text: str) -> list[tuple[str, str]]:
+    """(what a link to a section of the paper is called, its anchor)"""
+    return re.findall(r"\[([^\]]+)\]\(https://ar5iv\.labs\.arxiv\.org/html/2102\.05918#([\w.]+)\)", text)
+
+
+@pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda p: p.stem)
+def test_the_head_links_to_every_section_of_the_paper_that_it_names(path):
+    (row,) = re.findall(r"^\| Paper \| (.*) \|$", cells(path, "markdown")[0]["source"], re.MULTILINE)
+    links = section_links(row)
+    assert links
+    for name, anchor in links:
+        number, _, part = name.partition(".")
+        wanted = f"A{'AB'.index(name) + 1}" if name in "AB" else f"S{number}" + (f".SS{part}" if part else "")
+        assert anchor == wanted and name in SECTIONS | {"A", "B"}
+    ours = re.split(r"; \[(?:EfficientNet|BERT|LAMB)\]", row)[0]  # what follows is another paper's
+    assert not re.search(r"sections? \d|appendix \w", ours)
+
+
+def test_each_row_of_the_paper_map_that_begins_with_a_section_links_to_it():
+    firsts = [cell for cell in re.findall(r"^\| (.*?) \|", MAP, re.MULTILINE) if re.match(r"\[?\d", cell)]
+    assert len(firsts) > 18
+    for first in firsts:
+        (name, anchor), *_ = section_links(first) or [("", "")]
+        number, _, part = name.partition(".")
+        assert name in SECTIONS and anchor == f"S{number}" + (f".SS{part}" if part else ""), first
+
+
 # ---- the map from the paper
 
 
 def test_a_row_of_the_paper_map_names_a_symbol_that_occurs_in_its_notebook():
-    files = (ROOT / "README.md", ROOT / "align_minimal" / "README.md")
-    found = [file.read_text(encoding="utf-8") for file in files]
-    after = next(t.split("\n## From the paper to the code")[1] for t in found if "\n## From the paper" in t)
-    rows = [line for line in after.split("\n## ")[0].splitlines() if ".ipynb" in line]
+    rows = [line for line in MAP.splitlines() if ".ipynb" in line]
     assert len(rows) > 20
     for row in rows:
         symbol = re.search(r"\.py\) `(\w+)`", row).group(1)

@@ -51,6 +51,7 @@ from align_minimal.contrastive import contrastive_loss
 from align_minimal.support.outputs import Batch
 from align_minimal.training.step import PairEncoder
 from align_minimal.using.trace import trace
+from tests.lab import runtimes
 from tests.reference.parity import copy_to_hugging_face, healthy, relative_error
 
 TUNED = {"MALLOC_MMAP_THRESHOLD_": str(2**30), "MALLOC_TRIM_THRESHOLD_": str(2**33)}
@@ -442,9 +443,13 @@ def main() -> None:
     parser.add_argument("rows", nargs="*", metavar="ROW", help="which rows (default: all)")
     parser.add_argument("--folder", type=Path, help="measure one row here, on a checkpoint (used by itself)")
     parser.add_argument("--peak", choices=("theirs", "ours"), help="measure memory, of this side alone")
+    parser.add_argument("--runtimes", action="store_true", help="beside onnxruntime and OpenVINO instead")
     args = parser.parse_args()
-    if unknown := set(args.rows) - set(ROWS):
-        parser.error(f"no row {', '.join(sorted(unknown))}; there are {', '.join(ROWS)}")
+    known = runtimes.ROWS if args.runtimes else ROWS
+    if unknown := set(args.rows) - set(known):
+        parser.error(f"no row {', '.join(sorted(unknown))}; there are {', '.join(known)}")
+    if args.runtimes and (missing := runtimes.missing()):
+        parser.error(f"{', '.join(missing)}: not installed (pip install -e '.[bench]')")
     if args.folder:
         work = ROWS[args.rows[0]][1](args.folder)
         with torch.inference_mode(not args.rows[0].startswith("training")):
@@ -453,6 +458,9 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         prepare(folder)
+        if args.runtimes:
+            runtimes.compare(args.rows or list(known), folder, exports=folder)
+            return
         print(HEAD, "| " + " | ".join(["---"] * (HEAD.count("|") - 1)) + " |", sep="\n", flush=True)
         for row in args.rows or ROWS:
             found, tuned = (in_a_process(row, folder, tuned=tuned) for tuned in (False, True))

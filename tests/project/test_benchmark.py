@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from tests.lab import benchmark, runtimes
 from tests.lab.benchmark import ROWS, Work, in_words, measure, peak_of, unseen_words
 from tests.lab.growth import COLOURS, IMAGES, INK, PAIRS, SEARCHED, SIDES, TOKENS, Line, draw, slope, spread
 
@@ -93,3 +94,30 @@ def test_growth_draws_two_plots_with_a_name_and_a_slope_at_each_line(tmp_path, m
     told = [[text.get_text().split("\n") for text in axis.texts] for axis in (left, right)]
     assert told == [[[n, "slope 1.0"] for n in names[IMAGES]], [[n, "slope 0.0"] for n in names[PAIRS]]]
     assert all(axis.get_legend() is None for axis in (left, right)) and len({*COLOURS, INK}) == 4
+
+
+# ---- beside the runtimes
+
+
+def test_a_runtime_s_row_compares_with_the_faster_one_there_is():
+    spent = {"Hugging Face": 0.4, "onnxruntime": 0.2, "OpenVINO": 0.3, "ours": 0.1}
+    assert runtimes.line("a", spent, 3e-6) == "| a | 400 ms | 200 ms | 300 ms | 100 ms | **2.00×** | 3e-06 |"
+    del spent["onnxruntime"], spent["Hugging Face"]
+    assert runtimes.line("a", spent, 3e-6) == "| a |  |  | 300 ms | 100 ms | **3.00×** | 3e-06 |"
+
+
+def test_runtimes_take_turns_and_a_side_without_this_precision_is_left_out(monkeypatch):
+    monkeypatch.setattr(runtimes, "PAUSE", 0)
+    calls = []
+    sides = {"onnxruntime": None, "OpenVINO": lambda: calls.append("a"), "ours": lambda: calls.append("b")}
+    spent, _ = runtimes.measure(sides, runs=2)
+    assert calls == ["a", "b"] * 3 and list(spent) == ["OpenVINO", "ours"]
+
+
+def test_without_the_runtimes_one_line_says_what_to_install(monkeypatch, capsys):
+    monkeypatch.setattr(runtimes, "missing", lambda: ["openvino"])
+    monkeypatch.setattr("sys.argv", ["benchmark", "--runtimes"])
+    with pytest.raises(SystemExit) as stop:
+        benchmark.main()
+    assert stop.value.code == 2
+    assert "openvino: not installed (pip install -e '.[bench]')" in capsys.readouterr().err

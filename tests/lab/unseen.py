@@ -10,4 +10,8 @@ UNSEEN: dict[str, str] = {
     "infinite-weights": "the notebooks load healthy files; it is a check on damaged ones",
     "centered-kernel-of-1-cropped": "no preset has a kernel of 1 at stride 2",
     "weights-stay-in-half-precision": "the shipped file is in float32 already",
+    "first-text-cut-first": "the notebooks cut single texts only, as ALIGN does",
+    "height-and-width-swapped-in-an-array": "no notebook gives a picture as an array with its channels first",
+    "batch-counted-twice": "no notebook turns gradient checkpointing on",
+    "head-masks-of-the-layers-reversed": "no notebook gives a head mask",
 }

@@ -13,5 +13,5 @@ UNSEEN: dict[str, str] = {
     "first-text-cut-first": "the notebooks cut single texts only, as ALIGN does",
     "height-and-width-swapped-in-an-array": "no notebook gives a picture as an array with its channels first",
     "batch-counted-twice": "no notebook turns gradient checkpointing on",
-    "head-masks-of-the-layers-reversed": "no notebook gives a head mask",
+    "head-masks-of-the-layers-reversed": "only a solution in notebook 05 gives a head mask",
 }

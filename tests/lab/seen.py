@@ -185,9 +185,11 @@ def reports(root: Path, work: Sequence[tuple[str, Mutation | None, int]], jobs: 
         for (_, notebook, mutation, limit, report), status in run_processes(attempt, tasks, jobs, imports=()):
             if report.exists():
                 yield notebook, mutation, json.loads(report.read_text(encoding="utf-8"))
-            else:
-                end = f"no end in {limit} s of work" if status < 0 else f"ended with status {status}"
-                yield notebook, mutation, {"failed": f"{Path(notebook).stem}: {end}", "seconds": limit}
+            elif status < 0:  # killed
+                end = f"{Path(notebook).stem}: no end in {limit} s of work"
+                yield notebook, mutation, {"failed": end, "seconds": limit}
+            else:  # not the notebook failed, but what runs it: that must not count as seen
+                raise RuntimeError(f"{notebook} did not run (status {status})")
 
 
 def unbroken(root: Path, jobs: int, left_out: Sequence[str] = ()) -> list[Unbroken]:

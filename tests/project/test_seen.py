@@ -78,6 +78,11 @@ def test_a_cell_that_does_not_end_is_ended_and_counts_as_seen(project):
     assert report["failed"] == "00_toy: no end in 1 s of work"
 
 
+def test_a_notebook_that_could_not_run_is_an_error_and_does_not_count_as_seen(project):
+    with pytest.raises(RuntimeError, match="did not run"):
+        list(reports(project, [("no_such.ipynb", BROKEN, 5)], 1))
+
+
 def test_a_notebook_that_fails_unbroken_is_an_error_that_names_its_cell(project):
     wrong = project / "notebooks" / "02_wrong.ipynb"
     wrong.write_text(notebook("assert 1 == 2, 'no'"), encoding="utf-8")

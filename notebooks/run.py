@@ -101,9 +101,8 @@ def main(argv: list[str] | None = None) -> int:
         try:
             try:
                 seconds = run(path, args.save)
-            except (
-                CellTimeoutError
-            ):  # at times a kernel loses a message and waits for ever, with nothing to do
+            except CellTimeoutError:
+                # At times a kernel loses a message and waits for ever, with nothing to do.
                 print(f"{path.name}: no answer from its kernel, so once more", flush=True)
                 seconds = run(path, args.save)
             slow = f", over {LIMIT}" if seconds > LIMIT else ""

@@ -59,14 +59,10 @@ AVERAGE = 0.998  # of the weights: what the average keeps at each step
 TAIL = 0.3  # the last share of a run: rate and distortions stay as they are until then, then fall evenly
 VIEWS = 8  # distortions of each picture that the frozen blocks see
 SAVE_EVERY = 250
-SHIPPED = {  # the name of a checkpoint, and the flags that are not the defaults
+# The name of a checkpoint, and the flags that are not the defaults; each goes on from the one before.
+SHIPPED = {
     "emoji": {},
-    "emoji-world": {
-        "languages": prepare_emoji.LANGUAGES,
-        "texts_first": 4000,
-        "steps": 4720,
-        "freeze": 3,
-    },  # goes on from `emoji`
+    "emoji-world": dict(languages=prepare_emoji.LANGUAGES, texts_first=4000, steps=4720, freeze=3),
 }
 FILES = ("config.json", "model.safetensors", "preprocessor_config.json", "vocab.txt")
 FILES += ("tokenizer_config.json", "special_tokens_map.json")
@@ -409,7 +405,7 @@ def main(argv: list[str] | None = None) -> int:
         train(argparse.Namespace(**vars(args) | changes | {"out": args.out / name}))
         for file in FILES:
             shutil.copy(args.out / name / file, Path(__file__).parent / name / file)
-        args.init = args.out / name
+        args.init = args.out / name  # for the next
     return 0
 
 

@@ -346,4 +346,4 @@ class Trainer:
         """
         self.encoder = None
         if self.group.world > 1:
-            gc.collect()  # it lies in a circle of references
+            gc.collect()  # at times it lies in a circle of references

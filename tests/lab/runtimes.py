@@ -43,13 +43,12 @@ class Pooled(nn.Module):
         return output.pooler_output if len(inputs) == 1 else output.last_hidden_state[:, 0]
 
 
-def export(tower: nn.Module, inputs: tuple[Tensor, ...], path: Path) -> Path:
-    """The tower as an ONNX file, for inputs of these shapes."""
+def export(tower: nn.Module, inputs: tuple[Tensor, ...], path: Path) -> None:
+    """Write the tower as an ONNX file, for inputs of these shapes."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         names = [f"input{i}" for i in range(len(inputs))]
         torch.onnx.export(Pooled(tower), inputs, path, input_names=names, dynamo=True, verbose=False)
-    return path
 
 
 def in_onnxruntime(path: Path, inputs: tuple[Tensor, ...]) -> Callable[[], Tensor]:
@@ -82,45 +81,41 @@ class Row:
     """One line of the table: a tower, its input, and the precision."""
 
     label: str
-    tower: str
+    tower: str  # its name in AlignModel
     count: int
     dtype: torch.dtype = torch.float32
     runs: int = 7
 
 
 ROWS = {
-    "image-1": Row("image tower, 1 image, float32", "image", 1, runs=15),
-    "image-1-bf16": Row("image tower, 1 image, bfloat16", "image", 1, torch.bfloat16, 15),
-    "image-8": Row("image tower, 8 images, float32", "image", 8, runs=5),
-    "image-8-bf16": Row("image tower, 8 images, bfloat16", "image", 8, torch.bfloat16, 5),
-    "text": Row("text tower, 32 captions, float32", "text", 32),
-    "text-bf16": Row("text tower, 32 captions, bfloat16", "text", 32, torch.bfloat16),
+    "image-1": Row("image tower, 1 image, float32", "vision_model", 1, runs=15),
+    "image-1-bf16": Row("image tower, 1 image, bfloat16", "vision_model", 1, torch.bfloat16, 15),
+    "image-8": Row("image tower, 8 images, float32", "vision_model", 8, runs=5),
+    "image-8-bf16": Row("image tower, 8 images, bfloat16", "vision_model", 8, torch.bfloat16, 5),
+    "text": Row("text tower, 32 captions, float32", "text_model", 32),
+    "text-bf16": Row("text tower, 32 captions, bfloat16", "text_model", 32, torch.bfloat16),
 }
 
 
-def sides(row: Row, model: AlignModel, theirs: nn.Module | None, inputs: tuple, path: Path) -> dict:
-    """A call for each column of the table; None where a side has no such precision."""
-    name = "vision_model" if row.tower == "image" else "text_model"
-    ours = Pooled(getattr(model.for_inference(row.dtype), name))
-    calls: dict[str, Callable[[], Tensor] | None] = {"Hugging Face": None}
-    if theirs is not None:
-        half = [x.to(row.dtype) if x.is_floating_point() else x for x in inputs]
-        theirs = Pooled(theirs.to(row.dtype))
-        calls["Hugging Face"] = lambda: theirs(*half)
-    calls["onnxruntime"] = in_onnxruntime(path, inputs) if row.dtype == torch.float32 else None
-    calls["OpenVINO"] = in_openvino(path, inputs, row.dtype)
-    calls["ours"] = lambda: ours(*inputs)
-    return calls
+def sides(row: Row, model: AlignModel, theirs: nn.Module, inputs: tuple, path: Path) -> dict[str, Callable]:
+    """A call for each column of the table; onnxruntime has none in bfloat16."""
+    ours = Pooled(getattr(model.for_inference(row.dtype), row.tower))
+    theirs = Pooled(theirs.to(row.dtype))
+    cast = [x.to(row.dtype) if x.is_floating_point() else x for x in inputs]
+    calls = {"Hugging Face": lambda: theirs(*cast)}
+    if row.dtype == torch.float32:
+        calls["onnxruntime"] = in_onnxruntime(path, inputs)
+    return calls | {"OpenVINO": in_openvino(path, inputs, row.dtype), "ours": lambda: ours(*inputs)}
 
 
-def measure(calls: dict[str, Callable | None], runs: int) -> tuple[dict[str, float], dict[str, Tensor]]:
+def measure(calls: dict[str, Callable[[], Tensor]], runs: int) -> tuple[dict[str, float], dict[str, Tensor]]:
     """Median seconds of each side over runs in turns, the first of which warms up; and what each returned."""
-    spent: dict[str, list[float]] = {name: [] for name, call in calls.items() if call}
+    spent: dict[str, list[float]] = {name: [] for name in calls}
     results = {}
     for _ in range(runs + 1):
-        for name in spent:
+        for name, call in calls.items():
             start = time.perf_counter()
-            results[name] = calls[name]()
+            results[name] = call()
             spent[name].append(time.perf_counter() - start)
             time.sleep(PAUSE)
     return {name: statistics.median(times[1:]) for name, times in spent.items()}, results
@@ -144,7 +139,7 @@ def inputs_of(tower: str, count: int, folder: Path) -> tuple[Tensor, ...]:
     """Pixels (count, 3, 289, 289), or ids and mask (count, the longest)."""
     from tests.lab.benchmark import captions, pixels_of  # which imports this file
 
-    if tower == "image":
+    if tower == "vision_model":
         return (pixels_of(count),)
     texts = AlignProcessor.from_pretrained(folder)(text=captions(count), return_tensors="pt", padding=True)
     longest = int(texts.attention_mask.sum(1).max())
@@ -164,11 +159,10 @@ def compare(names: list[str], folder: Path, exports: Path) -> None:
     for row in (ROWS[name] for name in names):
         model = AlignModel.from_pretrained(folder).eval().requires_grad_(False)
         theirs = transformers.AlignModel.from_pretrained(folder).eval()
-        name = "vision_model" if row.tower == "image" else "text_model"
         inputs, path = inputs_of(row.tower, row.count, folder), exports / f"{row.tower}-{row.count}.onnx"
         if not path.exists():
-            export(getattr(model, name), inputs, path)
+            export(getattr(model, row.tower), inputs, path)
         with torch.inference_mode():
-            expected = Pooled(getattr(model, name))(*inputs)  # in float32
-            spent, found = measure(sides(row, model, getattr(theirs, name), inputs, path), row.runs)
+            expected = Pooled(getattr(model, row.tower))(*inputs)  # in float32
+            spent, found = measure(sides(row, model, getattr(theirs, row.tower), inputs, path), row.runs)
         print(line(row.label, spent, relative_error(found["ours"], expected)), flush=True)

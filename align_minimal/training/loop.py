@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import gc
 import itertools
 import math
 import random
@@ -335,15 +334,5 @@ class Trainer:
             self.save()
         ((signals,),) = [zip(*self.group.gather(received[0] if received else 0), strict=True)]
         self.unreadable = dict.fromkeys(self.group.gather_lists(list(self.unreadable)))
-        self.take_apart()
+        self.encoder = None  # DistributedDataParallel goes before its process group
         return stop or int(max(signals))
-
-    def take_apart(self) -> None:
-        """Free DistributedDataParallel while its process group is still there.
-
-        Freed after the group, its destructor waits for a thread that waits for Python's lock (PyTorch's issue
-        56297).
-        """
-        self.encoder = None
-        if self.group.world > 1:
-            gc.collect()  # at times it lies in a circle of references

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import gc
 import itertools
 import os
 import signal
@@ -64,7 +65,11 @@ def processes(device: str):
         torch.cuda.set_device(device)
     dist.init_process_group("nccl" if device.startswith("cuda") else "gloo")
     yield Processes(dist.get_rank(), world, device)
-    dist.destroy_process_group()  # not where an error ended the run: the others may still be waiting
+    # Not in a `finally`: where an error ended the run, the others may still be waiting.
+    # A DistributedDataParallel lies in a circle of references. One that outlives its group can abort the
+    # process or hang it: its destructor waits for a thread that waits for Python's lock (PyTorch 56297).
+    gc.collect()
+    dist.destroy_process_group()
 
 
 @contextlib.contextmanager

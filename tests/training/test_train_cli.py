@@ -1,5 +1,6 @@
 """`align-minimal train`: usage, bad input, choices of model and vocabulary; and under torchrun."""
 
+import gc
 import json
 import math
 import multiprocessing
@@ -10,10 +11,12 @@ import socket
 import subprocess
 import sys
 import time
+import weakref
 from pathlib import Path
 
 import pytest
 import torch
+import torch.distributed as dist
 
 from align_minimal import AlignModel, AlignProcessor, BertTokenizer, contrastive_loss
 from align_minimal.__main__ import main
@@ -23,6 +26,7 @@ from align_minimal.training.batches import BatchStream, Prepare
 from align_minimal.training.build import new_model
 from align_minimal.training.dataset import Pairs
 from align_minimal.training.options import TrainOptions
+from align_minimal.training.processes import processes
 from align_minimal.training.run_folder import checkpoints, model_files
 from align_minimal.training.step import PairEncoder
 from tests.training.tiny_training import (
@@ -425,6 +429,27 @@ def test_the_process_group_is_left_after_distributed_data_parallel_is_freed(seve
     results, place = several
     assert [(status, done) for status, done, _ in results] == [(0, 5), (0, 5)], results
     assert all(len(metrics(place / f"again {i}")) == 2 for i in range(3))
+
+
+def test_what_lies_in_a_circle_is_freed_before_the_process_group(monkeypatch):
+    class Wrapper:
+        pass
+
+    at_the_end = []
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    monkeypatch.setattr(dist, "init_process_group", lambda backend: None)
+    monkeypatch.setattr(dist, "get_rank", lambda: 0)
+    monkeypatch.setattr(dist, "destroy_process_group", lambda: at_the_end.append(alive()))
+    gc.disable()  # it would come at a time of its own
+    try:
+        with processes("cpu"):
+            wrapper = Wrapper()
+            wrapper.circle = wrapper
+            alive = weakref.ref(wrapper)
+            del wrapper
+    finally:
+        gc.enable()
+    assert at_the_end == [None]
 
 
 FAIL = """

@@ -13,10 +13,13 @@
    parts of its own size. The first stages take few images at a time: what one layer wrote is still in the
    cache when the next layer reads it (and beyond 32 MB, the operating system would provide the memory anew
    for every layer). The last stages take many images, so that the weights are read less often.
-4. **Weights are packed once.** A 1×1 convolution is a matrix product over pixels. Its weights are put into
-   the order in which the product reads them when the model is made, not at every call. Depthwise convolutions
-   have TensorFlow's padding inside the kernel.
-5. **Padding is not computed.** A masked token changes nothing in [CLS]. Texts go through the tower in groups
+4. **Weights are packed once, and activations are fused.** A 1×1 convolution is a matrix product over pixels.
+   Its weights, and those of the depthwise convolutions, are put into the order in which they are read when
+   the model is made, not at every call. SiLU and the sigmoid are computed while the sums are still in
+   registers. Depthwise convolutions have TensorFlow's padding inside the kernel.
+5. **The gate goes into the weights** where there are few of them and many pixels: squeeze-excite then needs
+   no pass of its own over the activations (GatedProject).
+6. **Padding is not computed.** A masked token changes nothing in [CLS]. Texts go through the tower in groups
    of similar length, and each group is cut after its longest text.
 
 Leaves out: training, saving, gradients and moving to another device. Keep the model that it was made from.
@@ -26,8 +29,8 @@ Hidden states of padding tokens are zeros where they were not computed.
 from __future__ import annotations
 
 import copy
-import functools
 import math
+from collections.abc import Callable
 
 import torch
 import torch.nn as nn
@@ -35,13 +38,14 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ..bert import AlignTextModel
-from ..efficientnet import AlignVisionModel, ConvNorm, MBConv, SqueezeExcite
+from ..efficientnet import AlignVisionModel, ConvNorm, MBConv
 from ..model import AlignModel
 from ..support.checks import check_pixel_values, check_text
 from ..support.outputs import TextOutput, VisionOutput
 
 CACHE = 12 * 2**20  # bytes that the widest activation of a stage may take at a time
-SMALL = 2**16  # weights with fewer numbers are not packed: the overhead would exceed the gain
+SMALL = 2**16  # numbers in the weights of a projection, up to which its gate is multiplied into them
+FUSED = {None: "none", F.silu: "swish", torch.sigmoid: "sigmoid"}  # oneDNN's names
 GROUP = 16 * 768  # texts in a group × hidden size: padding costs more in a wide model, so groups are small
 
 
@@ -92,84 +96,153 @@ def single(x: Tensor | tuple | None) -> Tensor | tuple | None:
     return tuple(map(single, x)) if isinstance(x, tuple) else x if x is None else x.float()
 
 
-def pack(weight: Tensor) -> Tensor | None:
-    """(C_out, C_in) in the order in which oneDNN's matrix product reads it. None if small, or without oneDNN.
+def known_to_onednn(weight: Tensor) -> bool:
+    """Whether oneDNN, the library behind PyTorch's layers on a CPU, computes with such weights here.
 
-    >>> pack(torch.eye(4)) is None
-    True
+    >>> known_to_onednn(torch.zeros(2, 2, dtype=torch.float64))
+    False
     """
-    if weight.numel() <= SMALL or weight.device.type != "cpu" or not torch.backends.mkldnn.is_available():
-        return None
     operators = torch.ops.mkldnn
+    if weight.device.type != "cpu" or not torch.backends.mkldnn.is_available():
+        return False
+    if not hasattr(operators, "_linear_pointwise") or not hasattr(operators, "_convolution_pointwise"):
+        return False
     if weight.dtype == torch.bfloat16:
-        known = operators._is_mkldnn_bf16_supported()  # not by every processor
-    else:
-        known = weight.dtype == torch.float32
-    if not known or not hasattr(operators, "_linear_pointwise"):
-        return None
-    return operators._reorder_linear_weight(weight.detach().contiguous())
+        return operators._is_mkldnn_bf16_supported()  # not by every processor
+    return weight.dtype == torch.float32
 
 
 class PackedLinear(nn.Module):
-    """nn.Linear with packed weights, where they can be packed. (…, C_in) → (…, C_out)
+    """activation(x·Wᵀ + b) with packed weights, where oneDNN knows them. (…, C_in) → (…, C_out)
 
     The operators belong to PyTorch, though not to its public interface: torch.compile uses them on CPUs.
 
     >>> layer, x = nn.Linear(8, 4), torch.rand(2, 8)
-    >>> torch.allclose(PackedLinear(layer.weight, layer.bias)(x), layer(x), atol=1e-6)
+    >>> torch.allclose(PackedLinear(layer.weight, layer.bias, F.silu)(x), F.silu(layer(x)), atol=1e-6)
     True
     """
 
-    def __init__(self, weight: Tensor, bias: Tensor):
+    def __init__(self, weight: Tensor, bias: Tensor, activation: Callable | None = None):
         super().__init__()
-        self.packed, self.bias = pack(weight), bias
-        self.weight = (
-            weight if self.packed is None else None
-        )  # keep one of the two: both would double the memory
+        self.fused = FUSED.get(activation) if known_to_onednn(weight) else None
+        self.bias, self.activation = bias, activation
+        self.weight = weight.detach()
+        if self.fused:
+            self.weight = torch.ops.mkldnn._reorder_linear_weight(self.weight.contiguous())
 
     def __deepcopy__(self, memo: dict) -> PackedLinear:
         return self  # packed weights cannot be copied, and nothing here changes after it is made
 
     def forward(self, x: Tensor) -> Tensor:
-        if self.packed is None:
-            return F.linear(x, self.weight, self.bias)
-        return torch.ops.mkldnn._linear_pointwise(x, self.packed, self.bias, "none", [], "")
+        if self.fused:
+            return torch.ops.mkldnn._linear_pointwise(x, self.weight, self.bias, self.fused, [], "none")
+        x = F.linear(x, self.weight, self.bias)
+        return x if self.activation is None else self.activation(x)
 
 
 class PointwiseConv(nn.Module):
-    """A folded 1×1 convolution, computed as a matrix product. (B, C_in, H, W) → (B, C_out, H, W).
+    """A folded 1×1 convolution and its activation, as a matrix product. (B, C_in, H, W) → (B, C_out, H, W).
 
     >>> conv, x = nn.Conv2d(8, 4, 1), torch.rand(1, 8, 3, 3)
     >>> torch.allclose(PointwiseConv(conv)(x), conv(x), atol=1e-6)
     True
     """
 
-    def __init__(self, conv: nn.Conv2d):
+    def __init__(self, conv: nn.Conv2d, activation: Callable | None = None):
         super().__init__()
         self.out_channels = conv.out_channels
-        self.linear = PackedLinear(conv.weight.flatten(1), conv.bias)
+        self.linear = PackedLinear(conv.weight.flatten(1), conv.bias, activation)
 
     def forward(self, x: Tensor) -> Tensor:
         return self.linear(x.permute(0, 2, 3, 1)).permute(0, 3, 1, 2)
 
 
-class ServedSqueezeExcite(nn.Module):
-    """SqueezeExcite in place, with a mean that is fast in bfloat16, too. (B, C, H, W) → the same shape.
+class DepthwiseConv(nn.Module):
+    """A folded depthwise convolution and its activation. (B, C, H, W) → (B, C, H', W').
 
-    >>> layer, x = SqueezeExcite(96, 4, F.silu), torch.rand(2, 96, 5, 5)
-    >>> torch.allclose(ServedSqueezeExcite(layer)(x.clone()), layer(x), atol=1e-6)
+    >>> conv, x = nn.Conv2d(8, 8, 3, padding=1, groups=8), torch.rand(1, 8, 5, 5)
+    >>> torch.allclose(DepthwiseConv(conv, F.silu)(x), F.silu(conv(x)), atol=1e-6)
     True
     """
 
-    def __init__(self, layer: SqueezeExcite):
+    def __init__(self, conv: nn.Conv2d, activation: Callable | None):
         super().__init__()
-        self.reduce, self.expand = PointwiseConv(layer.reduce), PointwiseConv(layer.expand)
-        self.activation = layer.activation
+        self.conv, self.activation, self.out_channels = conv, activation, conv.out_channels
+        self.fused = FUSED.get(activation) if known_to_onednn(conv.weight) else None
+        if self.fused:
+            padding = [k // 2 for k in conv.kernel_size] if conv.padding == "same" else conv.padding
+            self.shape = padding, conv.stride, conv.dilation, conv.groups
+            self.weight = torch.ops.mkldnn._reorder_convolution_weight(conv.weight.detach(), *self.shape)
+
+    def __deepcopy__(self, memo: dict) -> DepthwiseConv:
+        return self
 
     def forward(self, x: Tensor) -> Tensor:
-        gate = F.avg_pool2d(x, x.shape[2:])  # (B, C, 1, 1)
-        gate = self.activation(self.reduce(gate))  # (B, squeezed, 1, 1)
-        return x.mul_(torch.sigmoid(self.expand(gate)))
+        if self.fused:
+            convolve = torch.ops.mkldnn._convolution_pointwise
+            return convolve(x, self.weight, self.conv.bias, *self.shape, self.fused, [], "none")
+        x = self.conv(x)
+        return x if self.activation is None else self.activation(x)
+
+
+class GatedProject(nn.Module):
+    """The projection of x, gated by squeeze-excite. x (B, C, H, W), gate (B, C, 1, 1) → (B, C_out, H, W).
+
+    A gate multiplies the columns of the projection's weights as well as it multiplies the channels of x:
+    W (g · x) = (W · diag(g)) x. Where the weights are few and the pixels many, that is much less to multiply.
+
+    >>> conv, x, gate = nn.Conv2d(8, 4, 1), torch.rand(2, 8, 3, 3), torch.rand(2, 8, 1, 1)
+    >>> torch.allclose(GatedProject(conv)(x, gate), conv(x * gate), atol=1e-6)
+    True
+    """
+
+    def __init__(self, conv: nn.Conv2d):
+        super().__init__()
+        self.out_channels, self.conv = conv.out_channels, None
+        if conv.weight.numel() > SMALL or not known_to_onednn(conv.weight):
+            self.conv = PointwiseConv(conv)
+        else:
+            self.weight, self.bias = conv.weight.detach().flatten(1), conv.bias  # (C_out, C)
+
+    def forward(self, x: Tensor, gate: Tensor) -> Tensor:
+        if self.conv is not None:
+            return self.conv(x.mul_(gate))
+        rows = x.permute(0, 2, 3, 1)  # (B, H, W, C)
+        weights = self.weight * gate.flatten(1)[:, None]  # (B, C_out, C)
+        project = torch.ops.mkldnn._linear_pointwise
+        each = [project(rows[i : i + 1], weights[i], self.bias, "none", [], "none") for i in range(len(rows))]
+        return (each[0] if len(each) == 1 else torch.cat(each)).permute(0, 3, 1, 2)
+
+
+class ServedBlock(nn.Module):
+    """An MBConv, folded: three convolutions and the gate. (B, C_in, H, W) → (B, C_out, H', W').
+
+    >>> from align_minimal import AlignVisionConfig, AlignVisionModel
+    >>> tower = AlignVisionModel(AlignVisionConfig(width_coefficient=0.1)).eval()
+    >>> block, x = tower.blocks[-1], torch.rand(2, 32, 6, 6)
+    >>> before = block(x)
+    >>> for layer in (block.expand, block.depthwise, block.project):
+    ...     fold_batch_norm(layer)
+    >>> torch.allclose(ServedBlock(block)(x), before, atol=1e-6)
+    True
+    """
+
+    def __init__(self, block: MBConv):
+        super().__init__()
+        expand, depthwise, excite = block.expand, block.depthwise, block.squeeze_excite
+        self.expand = None if expand is None else PointwiseConv(expand.conv, expand.activation)
+        self.depthwise = DepthwiseConv(depthwise.conv, depthwise.activation)
+        self.reduce = PointwiseConv(excite.reduce, excite.activation)
+        self.to_gate = PointwiseConv(excite.expand, torch.sigmoid)
+        self.project = GatedProject(block.project.conv)
+        self.residual = block.residual
+
+    def forward(self, x: Tensor) -> Tensor:
+        h = x if self.expand is None else self.expand(x)  # (B, C, H, W)
+        h = self.depthwise(h)  # (B, C, H', W')
+        gate = self.to_gate(self.reduce(F.avg_pool2d(h, h.shape[2:])))  # (B, C, 1, 1)
+        h = self.project(h, gate)  # (B, C_out, H', W')
+        return h.add_(x) if self.residual else h
 
 
 class ServedVisionModel(nn.Module):
@@ -188,15 +261,8 @@ class ServedVisionModel(nn.Module):
                 fold_batch_norm(layer)
                 if layer.pad_first and layer.conv.groups > 1:
                     pad_the_kernel(layer)
-                if layer.activation is F.silu:
-                    layer.activation = functools.partial(F.silu, inplace=True)
         tower.to(dtype=dtype, memory_format=torch.channels_last)
-        for layer in tower.modules():
-            if isinstance(layer, ConvNorm) and layer.conv.kernel_size == (1, 1):
-                pointwise = PointwiseConv(layer.conv)
-                layer.conv = pointwise if pointwise.linear.packed is not None else layer.conv
-            elif isinstance(layer, MBConv):
-                layer.squeeze_excite = ServedSqueezeExcite(layer.squeeze_excite)
+        tower.blocks = nn.ModuleList(map(ServedBlock, tower.blocks))
         self.tower = tower
         self.stages: list[nn.Sequential] = [
             nn.Sequential()

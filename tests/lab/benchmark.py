@@ -444,10 +444,13 @@ def main() -> None:
     parser.add_argument("--folder", type=Path, help="measure one row here, on a checkpoint (used by itself)")
     parser.add_argument("--peak", choices=("theirs", "ours"), help="measure memory, of this side alone")
     parser.add_argument("--runtimes", action="store_true", help="beside onnxruntime and OpenVINO instead")
+    parser.add_argument("--busy", action="store_true", help="with --runtimes: beside a process that is busy")
     args = parser.parse_args()
     known = runtimes.ROWS if args.runtimes else ROWS
     if unknown := set(args.rows) - set(known):
         parser.error(f"no row {', '.join(sorted(unknown))}; there are {', '.join(known)}")
+    if args.busy and not args.runtimes:
+        parser.error("--busy needs --runtimes")
     if args.runtimes and (missing := runtimes.missing()):
         parser.error(f"{', '.join(missing)}: not installed (pip install -e '.[bench]')")
     if args.folder:
@@ -459,7 +462,7 @@ def main() -> None:
         folder = Path(name)
         prepare(folder)
         if args.runtimes:
-            runtimes.compare(args.rows or list(known), folder, exports=folder)
+            runtimes.compare(args.rows or list(known), folder, exports=folder, busy=args.busy)
             return
         print(HEAD, "| " + " | ".join(["---"] * (HEAD.count("|") - 1)) + " |", sep="\n", flush=True)
         for row in args.rows or ROWS:

@@ -692,8 +692,16 @@ TRAINING = [
         "using/inference.py",
         "using/test_inference.py::test_however_many_go_through_at_a_time",
         "a folded convolution has a bias: BatchNorm's shift",
-        old='_linear_pointwise(x, self.packed, self.bias, "none", [], "")',
-        new='_linear_pointwise(x, self.packed, 0 * self.bias, "none", [], "")',
+        old="_linear_pointwise(x, self.weight, self.bias, self.fused",
+        new="_linear_pointwise(x, self.weight, 0 * self.bias, self.fused",
+    ),
+    mutation(
+        "gate-on-the-wrong-image",
+        "using/inference.py",
+        "using/test_inference.py::test_the_gate_may_be_multiplied_into_the_weights",
+        "each image has a gate of its own, and so weights of its own",
+        old="project(rows[i : i + 1], weights[i],",
+        new="project(rows[i : i + 1], weights[0],",
     ),
     mutation(
         "kernel-padded-on-the-wrong-side",

@@ -3,6 +3,7 @@
     pip install -e '.[bench]'
     python -m tests.lab.benchmark --runtimes            # a quarter of an hour, most of it the export
     python -m tests.lab.benchmark --runtimes image-1    # one row
+    python -m tests.lab.benchmark --runtimes --busy     # while another process keeps one core busy
 
 All of them hold the same weights (`tests.lab.benchmark` makes them) and run in one process in turns, with as
 many threads as PyTorch. Each gets the input that suits it best: texts are padded to the longest only. A pause
@@ -11,10 +12,13 @@ after each call lets its threads fall asleep, which would otherwise take time fr
 
 from __future__ import annotations
 
+import contextlib
 import statistics
+import subprocess
+import sys
 import time
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
@@ -151,7 +155,19 @@ def missing() -> list[str]:
     return [name for name in ("onnx", "onnxscript", "onnxruntime", "openvino") if not find_spec(name)]
 
 
-def compare(names: list[str], folder: Path, exports: Path) -> None:
+@contextlib.contextmanager
+def a_busy_core(wanted: bool = True) -> Iterator[None]:
+    """Meanwhile another process keeps one core busy, if that is wanted."""
+    process = subprocess.Popen([sys.executable, "-c", "while True: pass"]) if wanted else None
+    try:
+        yield
+    finally:
+        if process:
+            process.kill()
+            process.wait()
+
+
+def compare(names: list[str], folder: Path, exports: Path, busy: bool = False) -> None:
     """Print the table. Weights and settings come from `folder`; a tower that `exports` lacks is exported."""
     import transformers
 
@@ -162,7 +178,7 @@ def compare(names: list[str], folder: Path, exports: Path) -> None:
         inputs, path = inputs_of(row.tower, row.count, folder), exports / f"{row.tower}-{row.count}.onnx"
         if not path.exists():
             export(getattr(model, row.tower), inputs, path)
-        with torch.inference_mode():
+        with torch.inference_mode(), a_busy_core(busy):
             expected = Pooled(getattr(model, row.tower))(*inputs)  # in float32
             spent, found = measure(sides(row, model, getattr(theirs, row.tower), inputs, path), row.runs)
         print(line(row.label, spent, relative_error(found["ours"], expected)), flush=True)

@@ -1,6 +1,7 @@
 """The benchmark measures what it says: the ratio's direction, memory, words that are new, README's rows."""
 
 import re
+import subprocess
 import sys
 import time
 from pathlib import Path
@@ -119,6 +120,18 @@ def test_runtimes_take_turns_and_the_first_call_only_warms_up(monkeypatch):
     spent, found = runtimes.measure({name: lambda name=name: side(name) for name in "ab"}, runs=2)
     assert calls == ["a", "b"] * 3 and found == {"a": "a", "b": "b"}
     assert max(spent.values()) < 0.1
+
+
+def test_a_core_is_busy_meanwhile_and_free_again_afterwards(monkeypatch):
+    started = []
+    start = subprocess.Popen
+    monkeypatch.setattr(subprocess, "Popen", lambda *args: started.append(start(*args)) or started[-1])
+    with runtimes.a_busy_core(wanted=False):
+        assert not started
+    with pytest.raises(KeyboardInterrupt), runtimes.a_busy_core():
+        assert started[0].poll() is None
+        raise KeyboardInterrupt
+    assert started[0].poll() is not None
 
 
 def test_without_the_runtimes_one_line_says_what_to_install(monkeypatch, capsys):

@@ -34,7 +34,7 @@ def model() -> AlignModel:
 @pytest.fixture(autouse=True)
 def as_of_a_large_model(monkeypatch):
     monkeypatch.setattr(inference, "GROUP", 8 * 128)  # eight texts at a time
-    monkeypatch.setattr(inference, "SMALL", 0)  # weights of any size are packed
+    monkeypatch.setattr(inference, "SMALL", 0)  # no gate is multiplied into weights
 
 
 @pytest.fixture(scope="module")
@@ -152,11 +152,29 @@ def test_however_many_go_through_at_a_time(model, batch, monkeypatch, cache, gro
 @torch.no_grad()
 def test_without_packed_weights_the_numbers_are_the_same(model, batch, monkeypatch):
     if torch.backends.mkldnn.is_available():
-        assert model.for_inference().vision_model.tower.blocks[0].project.conv.linear.packed is not None
-    monkeypatch.setattr(inference, "pack", lambda weight: None)  # a machine, or a type, without oneDNN
-    assert_close(model.for_inference()(**batch).image_embeds, model(**batch).image_embeds, 1e-5)
+        block = model.for_inference().vision_model.tower.blocks[1]
+        assert [layer.fused for layer in (block.expand.linear, block.depthwise)] == ["swish", "swish"]
+    monkeypatch.setattr(
+        inference, "known_to_onednn", lambda weight: False
+    )  # a machine, or a type, without it
+    fast = model.for_inference()
+    assert fast.vision_model.tower.blocks[1].depthwise.fused is None
+    assert_close(fast(**batch).image_embeds, model(**batch).image_embeds, 1e-5)
     half = model.for_inference(torch.float16)  # has none anyway
     assert_close(half(**batch).image_embeds, model(**batch).image_embeds, 2e-2)
+
+
+@torch.no_grad()
+@pytest.mark.skipif(not torch.backends.mkldnn.is_available(), reason="needs oneDNN")
+def test_the_gate_may_be_multiplied_into_the_weights(model, batch, monkeypatch):
+    monkeypatch.setattr(inference, "SMALL", 2**20)  # into all of them
+    fast = model.for_inference()
+    assert all(block.project.conv is None for block in fast.vision_model.tower.blocks)
+    expected = model(**batch).image_embeds
+    assert_close(fast(**batch).image_embeds, expected, 1e-5)
+    one = {**batch, "pixel_values": batch["pixel_values"][:1]}
+    assert_close(fast(**one).image_embeds, expected[:1], 1e-5)
+    assert_close(model.for_inference(torch.bfloat16)(**batch).image_embeds, expected, 5e-2)
 
 
 @torch.no_grad()

@@ -1,14 +1,15 @@
 """Make `weights/emoji` and `weights/emoji-world` from nothing, in one command: fetch, draw, train, install.
 
-    python weights/train_emoji.py data/emoji --out runs/emoji    # about two and a half hours on two cores
+    python weights/train_emoji.py data/emoji --out runs/emoji    # about three and a half hours on two cores
 
-Three stages. The first is `align-minimal train` (it prints the command) on five designers' art with names in
+Four stages. The first is `align-minimal train` (it prints the command) on five designers' art with names in
 English: 6,000 steps. The second goes on from there with eight sets, in a loop of its own made of the
 package's parts: σ is held; distortions fade at the end; what is saved is the running average of the weights.
-That is `emoji`. The third goes on from its image tower with captions in twelve languages: a new vocabulary,
-and a new text tower, which at first learns alone what the image tower knows. Then both learn together, but
-the image tower's stem and first blocks, where most of the time goes, stay as they are, so what they make of
-each picture is computed once, distorted in a few ways. That is `emoji-world`.
+The third is the second once more, from where that one ended: the rate and the distortions start high again,
+and fall. That is `emoji`. The fourth goes on from its image tower with captions in twelve languages: a new
+vocabulary, and a new text tower, which at first learns alone what the image tower knows. Then both learn
+together, but the image tower's stem and first blocks, where most of the time goes, stay as they are, so what
+they make of each picture is computed once, distorted in a few ways. That is `emoji-world`.
 
 A run that was interrupted goes on where it stopped when the command is given again: everything random in a
 step follows from the seed and the step's number. To try a setting on a designer held out, at small cost:
@@ -59,9 +60,11 @@ AVERAGE = 0.998  # of the weights: what the average keeps at each step
 TAIL = 0.3  # the last share of a run: rate and distortions stay as they are until then, then fall evenly
 VIEWS = 8  # distortions of each picture that the frozen blocks see
 SAVE_EVERY = 250
-# The name of a checkpoint, and the flags that are not the defaults; each goes on from the one before.
-SHIPPED = {
-    "emoji": {},
+# Runs, and their flags that are not the defaults. Each goes on from the one before; those that have a folder
+# here ship.
+RUNS = {
+    "english": {},
+    "emoji": {"seed": 1},
     "emoji-world": dict(languages=prepare_emoji.LANGUAGES, texts_first=4000, steps=4720, freeze=3),
 }
 FILES = ("config.json", "model.safetensors", "preprocessor_config.json", "vocab.txt")
@@ -354,7 +357,7 @@ def measure(args: argparse.Namespace) -> dict:
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """All flags; the defaults are those of the second stage of `emoji`."""
+    """All flags; the defaults are those of the second stage."""
     add = parser.add_argument
     add("data", type=Path, help="folder for the imagefolders and the fetched packages")
     add("--out", type=Path, required=True, help="the run's folder")
@@ -401,10 +404,11 @@ def main(argv: list[str] | None = None) -> int:
         write_json(args.out / "evaluation.json", measure(args))
         return 0
     args.init = args.init or first_stage(args)
-    for name, changes in SHIPPED.items():
+    for name, changes in RUNS.items():
         train(argparse.Namespace(**vars(args) | changes | {"out": args.out / name}))
-        for file in FILES:
-            shutil.copy(args.out / name / file, Path(__file__).parent / name / file)
+        shipped = Path(__file__).parent / name
+        for file in FILES if shipped.is_dir() else ():
+            shutil.copy(args.out / name / file, shipped / file)
         args.init = args.out / name  # for the next
     return 0
 

@@ -14,4 +14,7 @@ UNSEEN: dict[str, str] = {
     "height-and-width-swapped-in-an-array": "no notebook gives a picture as an array with its channels first",
     "batch-counted-twice": "no notebook turns gradient checkpointing on",
     "head-masks-of-the-layers-reversed": "only a solution in notebook 05 gives a head mask",
+    "chunks-without-their-random-state": "notebook 08's model has no dropout, or it could not compare",
+    "held-temperature-clamped": "no notebook holds a temperature below 0.001",
+    "header-s-size-believed": "no notebook opens a damaged tar",
 }

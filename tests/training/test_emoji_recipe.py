@@ -215,12 +215,10 @@ def test_a_run_reports_every_language_and_both_halves_on_the_set_held_out(drawin
     assert found["en"]["pairs"] == found["de"]["pairs"] == sum(halves) == 40 and min(halves) > 10
 
 
-def test_one_command_makes_both_checkpoints_the_second_from_the_first_s_image_tower(
-    drawings, tmp_path, monkeypatch
-):
+def test_one_command_makes_both_checkpoints_each_run_from_the_one_before(drawings, tmp_path, monkeypatch):
     monkeypatch.setattr(train_emoji, "__file__", str(tmp_path / "weights" / "train_emoji.py"))
     changes = {"languages": ["de"], "texts_first": 1, "steps": 2}
-    monkeypatch.setattr(train_emoji, "SHIPPED", {"emoji": {}, "emoji-world": changes})
+    monkeypatch.setattr(train_emoji, "RUNS", {"english": {}, "emoji": {"seed": 1}, "emoji-world": changes})
     monkeypatch.setattr(train_emoji, "VOCABULARY", 200)
     asked = []
     monkeypatch.setattr(train_emoji, "align_minimal", lambda command: asked.append(command))
@@ -228,13 +226,15 @@ def test_one_command_makes_both_checkpoints_the_second_from_the_first_s_image_to
     first = tmp_path / "out" / "first"
     first.mkdir(parents=True)
     AlignProcessor.from_pretrained("emoji").save_pretrained(first)
-    for name in train_emoji.SHIPPED:
+    shipped = ("emoji", "emoji-world")
+    for name in shipped:
         (tmp_path / "weights" / name).mkdir(parents=True)
     assert train_emoji.main(f"{drawings} --out {tmp_path / 'out'} --small --steps 1 --freeze 1".split()) == 0
     assert asked[0][0] == "train" and asked[0][-3:] == ["--steps", "6000", "--resume"]
-    assert asked[1:] == [first, tmp_path / "out" / "emoji"]
-    models = {name: AlignModel.from_pretrained(tmp_path / "weights" / name) for name in train_emoji.SHIPPED}
+    assert asked[1:] == [first, tmp_path / "out" / "english", tmp_path / "out" / "emoji"]
+    assert sorted(path.name for path in (tmp_path / "weights").iterdir()) == [*shipped]
+    models = {name: AlignModel.from_pretrained(tmp_path / "weights" / name) for name in shipped}
     sizes = [model.config.text_config.vocab_size for model in models.values()]
-    processors = [AlignProcessor.from_pretrained(tmp_path / "weights" / name) for name in train_emoji.SHIPPED]
+    processors = [AlignProcessor.from_pretrained(tmp_path / "weights" / name) for name in shipped]
     assert sizes == [len(processor.tokenizer) for processor in processors] and sizes[0] == 4000
     assert sizes[1] < 200

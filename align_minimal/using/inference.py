@@ -135,7 +135,7 @@ class PackedLinear(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         if self.fused:
-            return torch.ops.mkldnn._linear_pointwise(x, self.weight, self.bias, self.fused, [], "none")
+            return torch.ops.mkldnn._linear_pointwise(x, self.weight, self.bias, self.fused, [], "")
         x = F.linear(x, self.weight, self.bias)
         return x if self.activation is None else self.activation(x)
 
@@ -180,7 +180,7 @@ class DepthwiseConv(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         if self.fused:
             convolve = torch.ops.mkldnn._convolution_pointwise
-            return convolve(x, self.weight, self.conv.bias, *self.shape, self.fused, [], "none")
+            return convolve(x, self.weight, self.conv.bias, *self.shape, self.fused, [], "")
         x = self.conv(x)
         return x if self.activation is None else self.activation(x)
 
@@ -210,7 +210,7 @@ class GatedProject(nn.Module):
         rows = x.permute(0, 2, 3, 1)  # (B, H, W, C)
         weights = self.weight * gate.flatten(1)[:, None]  # (B, C_out, C)
         project = torch.ops.mkldnn._linear_pointwise
-        each = [project(rows[i : i + 1], weights[i], self.bias, "none", [], "none") for i in range(len(rows))]
+        each = [project(rows[i : i + 1], weights[i], self.bias, "none", [], "") for i in range(len(rows))]
         return (each[0] if len(each) == 1 else torch.cat(each)).permute(0, 3, 1, 2)
 
 

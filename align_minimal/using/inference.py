@@ -6,8 +6,8 @@
        bn(w∗x) = γ (w∗x − m) / √(v + ε) + β = (s·w)∗x + (β − s·m),    s = γ / √(v + ε)
 
    The result is again a convolution, with other weights and a bias. It saves one pass over the activations.
-2. **Channels lie last in memory, and activation functions work in place.** A depthwise convolution then finds
-   the channels of a pixel side by side.
+2. **Channels lie last in memory.** A depthwise convolution then finds the channels of a pixel side by side,
+   and each pixel is a row of a matrix.
 3. **Only as many images at a time as fit the processor's cache.** The first stages have large activations and
    small weights, the last stages small activations and large weights. So each stage divides the batch into
    parts of its own size. The first stages take few images at a time: what one layer wrote is still in the
@@ -140,23 +140,6 @@ class PackedLinear(nn.Module):
         return x if self.activation is None else self.activation(x)
 
 
-class PointwiseConv(nn.Module):
-    """A folded 1×1 convolution and its activation, as a matrix product. (B, C_in, H, W) → (B, C_out, H, W).
-
-    >>> conv, x = nn.Conv2d(8, 4, 1), torch.rand(1, 8, 3, 3)
-    >>> torch.allclose(PointwiseConv(conv)(x), conv(x), atol=1e-6)
-    True
-    """
-
-    def __init__(self, conv: nn.Conv2d, activation: Callable | None = None):
-        super().__init__()
-        self.out_channels = conv.out_channels
-        self.linear = PackedLinear(conv.weight.flatten(1), conv.bias, activation)
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.linear(x.permute(0, 2, 3, 1)).permute(0, 3, 1, 2)
-
-
 class DepthwiseConv(nn.Module):
     """A folded depthwise convolution and its activation. (B, C, H, W) → (B, C, H', W').
 
@@ -167,7 +150,7 @@ class DepthwiseConv(nn.Module):
 
     def __init__(self, conv: nn.Conv2d, activation: Callable | None):
         super().__init__()
-        self.conv, self.activation, self.out_channels = conv, activation, conv.out_channels
+        self.conv, self.activation = conv, activation
         self.fused = FUSED.get(activation) if known_to_onednn(conv.weight) else None
         if self.fused:
             padding = [k // 2 for k in conv.kernel_size] if conv.padding == "same" else conv.padding
@@ -186,36 +169,37 @@ class DepthwiseConv(nn.Module):
 
 
 class GatedProject(nn.Module):
-    """The projection of x, gated by squeeze-excite. x (B, C, H, W), gate (B, C, 1, 1) → (B, C_out, H, W).
+    """The projection of x, gated by squeeze-excite. x (B, H, W, C), gate (B, C) → (B, H, W, C_out).
 
     A gate multiplies the columns of the projection's weights as well as it multiplies the channels of x:
     W (g · x) = (W · diag(g)) x. Where the weights are few and the pixels many, that is much less to multiply.
 
-    >>> conv, x, gate = nn.Conv2d(8, 4, 1), torch.rand(2, 8, 3, 3), torch.rand(2, 8, 1, 1)
-    >>> torch.allclose(GatedProject(conv)(x, gate), conv(x * gate), atol=1e-6)
+    >>> weight, bias, x, gate = (torch.rand(*shape) for shape in ((4, 8), (4,), (2, 3, 3, 8), (2, 8)))
+    >>> expected = F.linear(x * gate[:, None, None], weight, bias)
+    >>> torch.allclose(GatedProject(weight, bias)(x, gate), expected, atol=1e-6)
     True
     """
 
-    def __init__(self, conv: nn.Conv2d):
+    def __init__(self, weight: Tensor, bias: Tensor):
         super().__init__()
-        self.out_channels, self.conv = conv.out_channels, None
-        if conv.weight.numel() > SMALL or not known_to_onednn(conv.weight):
-            self.conv = PointwiseConv(conv)
-        else:
-            self.weight, self.bias = conv.weight.detach().flatten(1), conv.bias  # (C_out, C)
+        self.weight, self.bias, self.packed = weight.detach(), bias, None
+        if weight.numel() > SMALL or not known_to_onednn(weight):
+            self.packed = PackedLinear(weight, bias)
+            self.weight = None  # keep one of the two: both would double the memory
 
     def forward(self, x: Tensor, gate: Tensor) -> Tensor:
-        if self.conv is not None:
-            return self.conv(x.mul_(gate))
-        rows = x.permute(0, 2, 3, 1)  # (B, H, W, C)
-        weights = self.weight * gate.flatten(1)[:, None]  # (B, C_out, C)
+        if self.packed is not None:
+            return self.packed(x.mul_(gate[:, None, None]))
         project = torch.ops.mkldnn._linear_pointwise
-        each = [project(rows[i : i + 1], weights[i], self.bias, "none", [], "") for i in range(len(rows))]
-        return (each[0] if len(each) == 1 else torch.cat(each)).permute(0, 3, 1, 2)
+        weights = self.weight * gate[:, None]  # (B, C_out, C)
+        each = [project(x[i : i + 1], weights[i], self.bias, "none", [], "") for i in range(len(x))]
+        return each[0] if len(each) == 1 else torch.cat(each)
 
 
 class ServedBlock(nn.Module):
-    """An MBConv, folded: three convolutions and the gate. (B, C_in, H, W) → (B, C_out, H', W').
+    """An MBConv, folded. (B, C_in, H, W) → (B, C_out, H', W'), both with channels last in memory.
+
+    Seen as (B, H, W, C), which moves nothing, each pixel is a row, and a 1×1 convolution a matrix product.
 
     >>> from align_minimal import AlignVisionConfig, AlignVisionModel
     >>> tower = AlignVisionModel(AlignVisionConfig(width_coefficient=0.1)).eval()
@@ -229,20 +213,26 @@ class ServedBlock(nn.Module):
 
     def __init__(self, block: MBConv):
         super().__init__()
-        expand, depthwise, excite = block.expand, block.depthwise, block.squeeze_excite
-        self.expand = None if expand is None else PointwiseConv(expand.conv, expand.activation)
-        self.depthwise = DepthwiseConv(depthwise.conv, depthwise.activation)
-        self.reduce = PointwiseConv(excite.reduce, excite.activation)
-        self.to_gate = PointwiseConv(excite.expand, torch.sigmoid)
-        self.project = GatedProject(block.project.conv)
+
+        def linear(conv: nn.Conv2d, activation: Callable) -> PackedLinear:
+            return PackedLinear(conv.weight.flatten(1), conv.bias, activation)
+
+        excite, project = block.squeeze_excite, block.project.conv
+        self.expand = None if block.expand is None else linear(block.expand.conv, block.expand.activation)
+        self.depthwise = DepthwiseConv(block.depthwise.conv, block.depthwise.activation)
+        self.reduce = linear(excite.reduce, excite.activation)
+        self.to_gate = linear(excite.expand, torch.sigmoid)
+        self.project = GatedProject(project.weight.flatten(1), project.bias)
         self.residual = block.residual
 
     def forward(self, x: Tensor) -> Tensor:
-        h = x if self.expand is None else self.expand(x)  # (B, C, H, W)
-        h = self.depthwise(h)  # (B, C, H', W')
-        gate = self.to_gate(self.reduce(F.avg_pool2d(h, h.shape[2:])))  # (B, C, 1, 1)
-        h = self.project(h, gate)  # (B, C_out, H', W')
-        return h.add_(x) if self.residual else h
+        rows = x.permute(0, 2, 3, 1)  # (B, H, W, C_in)
+        h = rows if self.expand is None else self.expand(rows)  # (B, H, W, C)
+        h = self.depthwise(h.permute(0, 3, 1, 2))  # (B, C, H', W')
+        mean = F.avg_pool2d(h, h.shape[2:]).flatten(1)  # (B, C); h.mean() is slower in bfloat16
+        gate = self.to_gate(self.reduce(mean))  # (B, C)
+        h = self.project(h.permute(0, 2, 3, 1), gate)  # (B, H', W', C_out)
+        return (h.add_(rows) if self.residual else h).permute(0, 3, 1, 2)
 
 
 class ServedVisionModel(nn.Module):
@@ -264,9 +254,8 @@ class ServedVisionModel(nn.Module):
         tower.to(dtype=dtype, memory_format=torch.channels_last)
         tower.blocks = nn.ModuleList(map(ServedBlock, tower.blocks))
         self.tower = tower
-        self.stages: list[nn.Sequential] = [
-            nn.Sequential()
-        ]  # each but the last ends with a block of stride 2
+        # Each stage but the last ends with a block of stride 2.
+        self.stages: list[nn.Sequential] = [nn.Sequential()]
         for block in tower.blocks:
             self.stages[-1].append(block)
             if block.depthwise.conv.stride == (2, 2):
@@ -308,9 +297,8 @@ def in_parts(stage: nn.Module, x: Tensor) -> Tensor:
     """
     widest = max(getattr(layer, "out_channels", 0) for layer in stage.modules())
     size = x[:, :1].numel() * widest * x.element_size()
-    parts = x.chunk(
-        max(1, math.ceil(size / CACHE)) if x.device.type == "cpu" else 1
-    )  # of equal size, or nearly
+    count = max(1, math.ceil(size / CACHE)) if x.device.type == "cpu" else 1
+    parts = x.chunk(count)  # of equal size, or nearly
     return stage(x) if len(parts) == 1 else torch.cat([stage(part) for part in parts])
 
 

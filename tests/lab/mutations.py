@@ -700,8 +700,8 @@ TRAINING = [
         "using/inference.py",
         "using/test_inference.py::test_the_gate_may_be_multiplied_into_the_weights",
         "each image has a gate of its own, and so weights of its own",
-        old="project(rows[i : i + 1], weights[i],",
-        new="project(rows[i : i + 1], weights[0],",
+        old="project(x[i : i + 1], weights[i],",
+        new="project(x[i : i + 1], weights[0],",
     ),
     mutation(
         "kernel-padded-on-the-wrong-side",

@@ -153,10 +153,9 @@ def test_however_many_go_through_at_a_time(model, batch, monkeypatch, cache, gro
 def test_without_packed_weights_the_numbers_are_the_same(model, batch, monkeypatch):
     if torch.backends.mkldnn.is_available():
         block = model.for_inference().vision_model.tower.blocks[1]
-        assert [layer.fused for layer in (block.expand.linear, block.depthwise)] == ["swish", "swish"]
-    monkeypatch.setattr(
-        inference, "known_to_onednn", lambda weight: False
-    )  # a machine, or a type, without it
+        assert [layer.fused for layer in (block.expand, block.depthwise)] == ["swish", "swish"]
+    # As on a machine, or for a type, without it.
+    monkeypatch.setattr(inference, "known_to_onednn", lambda weight: False)
     fast = model.for_inference()
     assert fast.vision_model.tower.blocks[1].depthwise.fused is None
     assert_close(fast(**batch).image_embeds, model(**batch).image_embeds, 1e-5)
@@ -169,7 +168,7 @@ def test_without_packed_weights_the_numbers_are_the_same(model, batch, monkeypat
 def test_the_gate_may_be_multiplied_into_the_weights(model, batch, monkeypatch):
     monkeypatch.setattr(inference, "SMALL", 2**20)  # into all of them
     fast = model.for_inference()
-    assert all(block.project.conv is None for block in fast.vision_model.tower.blocks)
+    assert all(block.project.packed is None for block in fast.vision_model.tower.blocks)
     expected = model(**batch).image_embeds
     assert_close(fast(**batch).image_embeds, expected, 1e-5)
     one = {**batch, "pixel_values": batch["pixel_values"][:1]}

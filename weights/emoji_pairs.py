@@ -109,10 +109,34 @@ def embed_texts(model: AlignModel, ids: list[Tensor], parts: int = 4) -> Tensor:
     return torch.cat(found)[torch.tensor(order).argsort()]
 
 
-def distort(pixels: Tensor, size: int, flip: Tensor, strength: float, draw: torch.Generator) -> Tensor:
-    """`training.pairs.distort` of a given strength: 1 as there, 0 for the picture as it is, over white.
+def bumps(count: int, channels: int, knots: int, size: int, draw: torch.Generator) -> Tensor:
+    """Smooth noise through knots × knots points of the standard normal. (count, channels, size, size)"""
+    points = torch.empty(count, channels, knots, knots).normal_(generator=draw)
+    return F.interpolate(points, (size, size), mode="bicubic", align_corners=True)
 
-    (B, 4, R, R) in [0, 255] → (B, 3, size, size) in [−1, 1].
+
+def turn_hues(rgb: Tensor, angle: Tensor) -> Tensor:
+    """Colours turned about the axis of greys, by (B,) angles: red is green at 2π/3. (B, 3, H, W)"""
+    cos, sin, third = angle.cos(), angle.sin() / 3**0.5, (1 - angle.cos()) / 3
+    first = torch.stack([cos + third, third - sin, third + sin], dim=1)  # (B, 3): the matrix' first row
+    matrix = torch.stack([first, first.roll(1, 1), first.roll(2, 1)], dim=1)  # (B, 3, 3), the others
+    return torch.einsum("bij,bjhw->bihw", matrix, rgb)
+
+
+def distort(
+    pixels: Tensor,
+    size: int,
+    flip: Tensor,
+    strength: float,
+    draw: torch.Generator,
+    *,
+    bend: float = 0.0,
+    turn: Tensor | None = None,
+) -> Tensor:
+    """`training.augment.distort` of a given strength: 1 as there, 0 for the picture as it is, over white.
+
+    Another hand's, with `bend`: other proportions; and with `turn`: another light and other colours, whose
+    hues turn where it is True. (B, 4, R, R) in [0, 255] → (B, 3, size, size) in [−1, 1].
     """
     count, s = len(pixels), strength
 
@@ -126,11 +150,20 @@ def distort(pixels: Tensor, size: int, flip: Tensor, strength: float, draw: torc
     x_row = torch.stack([mirror * cos * stretch, shear - sin, uniform(-0.12 * s, 0.12 * s)], dim=1)
     y_row = torch.stack([mirror * sin, cos / stretch, uniform(-0.12 * s, 0.12 * s)], dim=1)
     grid = F.affine_grid(torch.stack([x_row, y_row], dim=1), [count, 4, size, size], align_corners=False)
+    if bend:
+        grid = grid + bend * s * bumps(count, 2, 4, size, draw).permute(0, 2, 3, 1)
     rgba = F.grid_sample(pixels.float() / 255, grid, align_corners=False)  # (B, 4, size, size), 0 outside
 
+    if turn is not None:
+        light = (0.25 * s * bumps(count, 1, 3, size, draw)).exp()
+        colours, alpha = rgba.split([3, 1], dim=1)  # the colours times alpha
+        rgba = torch.cat([(colours * light).minimum(alpha), alpha], dim=1)
     one = (1, 1, 1)
     background = torch.where(uniform(0, 1, *one) < 0.5 * s, uniform(0, 1, 3, 1, 1), 1.0)
     rgb = rgba[:, :3] + (1 - rgba[:, 3:]) * background  # (B, 3, size, size)
+    if turn is not None:
+        angle = torch.where(turn & (uniform(0, 1) < 0.5 * s), uniform(-1, 1), 0.0)  # radians
+        rgb = turn_hues(rgb, angle).clamp(1e-4, 1) ** uniform(-0.5 * s, 0.5 * s, 3, 1, 1).exp()
     grey = rgb.mean(dim=1, keepdim=True)
     saturation = torch.where(uniform(0, 1, *one) < 0.1 * s, 0.0, uniform(1 - 0.5 * s, 1 + 0.5 * s, *one))
     rgb = grey + saturation * (rgb - grey)

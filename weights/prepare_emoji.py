@@ -8,7 +8,7 @@
 Needs npm (to fetch) and `pip install resvg-py` (to rasterise). Each set becomes an imagefolder:
 DIR/twemoji/metadata.jsonl, one line a picture, {"file_name", "text": [captions], "world": {language:
 [captions]}, "concept": code points, "mirror": whether its mirror image deserves the same captions}, and
-transparent PNGs of 96×96, which every reader here puts over white. The first caption is the emoji's name in
+transparent PNGs of 144×144, which every reader here puts over white. The first caption is the emoji's name in
 CLDR, in each language. A second run fetches and draws only what is missing, and gives the same files.
 
 `--noise` is the paper's data in small (section 3): pictures whose alt-text is their file's name, raw
@@ -75,7 +75,7 @@ SYMBOLS = 8  # the group of letters, digits and arrows
 ONE_SIDED = re.compile(
     "hundred|zzz|left|right|clock|thirty|moon|quarter|latin|number|letter|keycap|calendar|ABC"
 )
-SIDE = 96  # pixels: half as much again as the model sees, for crops and rotations
+SIDE = 144  # pixels: half as much again as the model sees, for crops and rotations
 
 
 def fetch(package: str, cache: Path) -> dict[str, dict]:

@@ -23,6 +23,7 @@ import argparse
 import copy
 import itertools
 import random
+import re
 import shlex
 import shutil
 import sys
@@ -60,12 +61,14 @@ AVERAGE = 0.998  # of the weights: what the average keeps at each step
 TAIL = 0.3  # the last share of a run: rate and distortions stay as they are until then, then fall evenly
 VIEWS = 8  # distortions of each picture that the frozen blocks see
 SAVE_EVERY = 250
+COLOURS = re.compile(r"\b(red|orange|yellow|green|blue|purple|brown|black|white|pink|grey|rainbow)\b")
 # Runs, and their flags that are not the defaults. Each goes on from the one before; those that have a folder
 # here ship.
 RUNS = {
     "english": {},
-    "emoji": {"seed": 1},
-    "emoji-world": dict(languages=prepare_emoji.LANGUAGES, texts_first=4000, steps=4720, freeze=3),
+    "again": {"seed": 1},
+    "emoji": dict(seed=2, side=96, strong=0.8, bend=0.15, recolour=True),
+    "emoji-world": dict(side=96, languages=prepare_emoji.LANGUAGES, texts_first=4000, steps=4720, freeze=3),
 }
 FILES = ("config.json", "model.safetensors", "preprocessor_config.json", "vocab.txt")
 FILES += ("tokenizer_config.json", "special_tokens_map.json")
@@ -80,18 +83,19 @@ def new_processor(args: argparse.Namespace, pairs: list[Pair], side: int) -> Ali
     """
     if (args.out / "vocab.txt").exists():
         return AlignProcessor.from_pretrained(args.out)
+    image_processor = new_image_processor(side, "drawings")
     if args.init and not args.languages:
-        return AlignProcessor.from_pretrained(args.init)
+        return AlignProcessor(image_processor, AlignProcessor.from_pretrained(args.init).tokenizer)
     texts = (text for pair in pairs for text in pair.texts)
     options = {"strip_accents": False, "limit_alphabet": 3000} if args.languages else {}
     tokenizer = BertTokenizer.train(
         texts, VOCABULARY if args.languages else 4000, model_max_length=64, **options
     )
-    return AlignProcessor(new_image_processor(side, "drawings"), tokenizer)
+    return AlignProcessor(image_processor, tokenizer)
 
 
-def new_model(args: argparse.Namespace, vocabulary: int) -> AlignModel:
-    """The preset `emoji`, or the ablations' smaller one, with σ held."""
+def new_model(args: argparse.Namespace, vocabulary: int, side: int) -> AlignModel:
+    """The preset `emoji`, or the ablations' smaller one, with σ held, for pictures of that side."""
     torch.manual_seed(args.seed)
     if args.small:
         model = ablations.make_model(ablations.Setting("small"), vocabulary)
@@ -99,6 +103,7 @@ def new_model(args: argparse.Namespace, vocabulary: int) -> AlignModel:
         config = AlignConfig.preset("emoji")
         config.text_config.vocab_size = vocabulary
         model = AlignModel(config)
+    model.config.vision_config.image_size = side
     if args.sigma:
         nn.init.constant_(model.temperature, args.sigma).requires_grad_(False)
     model.text_model.pooler.requires_grad_(False)  # it takes no part in ALIGN
@@ -212,11 +217,12 @@ class Training:
         pairs, noise = read_pairs(args)
         self.clean, self.noise = Pairs([]), Pairs([])
         self.clean.pairs, self.noise.pairs = pairs, noise
-        self.side = ablations.SIDE if args.small else AlignConfig.preset("emoji").vision_config.image_size
+        usual = ablations.SIDE if args.small else AlignConfig.preset("emoji").vision_config.image_size
+        self.side = args.side or usual
         self.processor = new_processor(args, pairs + noise, self.side)
         self.pictures = Pictures(pairs + noise, self.processor, args.out / "pictures.npy")
         self.captions = Captions(self.processor.tokenizer)
-        self.model = new_model(args, len(self.processor.tokenizer)).train()
+        self.model = new_model(args, len(self.processor.tokenizer), self.side).train()
         if args.init:
             start_from(self.model, args.init)
         self.average = copy.deepcopy(self.model).eval()
@@ -270,7 +276,9 @@ class Training:
             rows = [self.pictures.rows[pair.name] for pair in pairs]
             batch["features"] = self.views(rows, [rng.randrange(number) for _ in pairs])
         else:
-            batch["pixel_values"] = distort(self.pictures(pairs), self.side, flip, strength, draw)
+            turn = torch.tensor([not COLOURS.search(pair.texts[0]) for pair in pairs])
+            hand = {"bend": self.args.bend, "turn": turn if self.args.recolour else None}
+            batch["pixel_values"] = distort(self.pictures(pairs), self.side, flip, strength, draw, **hand)
         return batch
 
     def left(self) -> float:
@@ -375,9 +383,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--sigma", type=float, default=1 / 32, help="hold σ there; 0: learn it (1/32)")
     add("--strong", type=float, default=0.7, help="strength of the distortions at first (0.7)")
     add("--weak", type=float, default=0.1, help="and at the end (0.1)")
+    add("--side", type=int, help="of the pictures in pixels (the preset's)")
+    add("--bend", type=float, default=0.0, help="how far pictures are bent, of half their side (0)")
+    add("--recolour", action="store_true", help="pictures are also lit, and their hues turned, at random")
     add("--freeze", type=int, default=0, help="blocks of the image tower that stay as they are (0)")
     add("--views", type=Path, help="folder for what these compute, to share between runs (default: in --out)")
     add("--seed", type=int, default=0)
+    add("--threads", type=int, default=2, help="of PyTorch's; pictures of 32 pixels gain little from two (2)")
 
 
 def train(args: argparse.Namespace) -> Training:
@@ -396,7 +408,7 @@ def main(argv: list[str] | None = None) -> int:
     if status:
         return status
     args.views = args.views or args.out / "views"
-    torch.set_num_threads(1)  # what is small gains little from two
+    torch.set_num_threads(args.threads)
     if args.hold_out:
         training = train(args)
         training.processor.save_pretrained(args.out / "last")

@@ -141,6 +141,57 @@ def test_a_distortion_of_strength_0_is_the_picture_over_white():
     assert strong.amin() >= -1 and strong.amax() <= 1
 
 
+def red_squares(count):
+    """On nothing, red, green, blue times alpha, and alpha: (count, 4, 64, 64), and that none is mirrored."""
+    rgba = torch.zeros(count, 4, 64, 64, dtype=torch.uint8)
+    rgba[:, 0, 16:48, 16:48] = rgba[:, 3, 16:48, 16:48] = 255
+    return rgba, torch.zeros(count, dtype=torch.bool)
+
+
+def distorted(count, strength, **hand):
+    rgba, flip = red_squares(count)
+    return emoji_pairs.distort(rgba, 64, flip, strength, torch.Generator().manual_seed(0), **hand)
+
+
+def test_another_hand_of_strength_0_is_the_picture_too():
+    hand = {"bend": 0.15, "turn": torch.ones(3, dtype=torch.bool)}
+    assert torch.allclose(distorted(3, 0.0, **hand), distorted(3, 0.0), atol=1e-3)
+    assert not torch.allclose(distorted(3, 1.0, **hand), distorted(3, 1.0), atol=0.1)
+
+
+def test_bending_moves_what_is_drawn_and_keeps_its_colours():
+    bent, same_draws = distorted(8, 0.3, bend=1.0), distorted(8, 0.3, bend=1e-9)
+    assert (bent - same_draws).abs().mean() > 0.02
+    rgba, flip = red_squares(1)
+    rgba[:] = torch.tensor([255, 0, 0, 255], dtype=torch.uint8)[:, None, None]  # red everywhere
+    centre = emoji_pairs.distort(rgba, 64, flip, 1e-3, torch.Generator().manual_seed(0), bend=100.0)
+    assert torch.allclose(centre[0, :, 24:40, 24:40], torch.tensor([1.0, -1, -1])[:, None, None], atol=0.01)
+
+
+def test_hues_turn_where_they_may_and_light_falls_on_all():
+    none, all_of_them = torch.zeros(16, dtype=torch.bool), torch.ones(16, dtype=torch.bool)
+    half = torch.arange(16) < 8
+    kept, turned, mixed = (distorted(16, 1.0, turn=turn) for turn in (none, all_of_them, half))
+    assert torch.equal(mixed, torch.where(half[:, None, None, None], turned, kept))
+    changed = (turned - kept).abs().amax((1, 2, 3)) > 0.05
+    assert 4 <= changed.sum() <= 12  # half of them, at strength 1
+    inside = [x[:, 0, 26:38, 26:38].flatten(1).std(1) for x in (kept, distorted(16, 1.0))]
+    assert inside[0].max() > 0.05 and inside[1].max() < 1e-3  # light falls on one colour
+
+
+def test_a_third_of_a_turn_makes_red_green_and_leaves_greys():
+    red, grey = torch.tensor([1.0, 0, 0]), torch.full((3,), 0.4)
+    rgb = torch.stack([red, grey, red])[:, :, None, None]
+    turned = emoji_pairs.turn_hues(rgb, torch.tensor([2 / 3, 2 / 3, 4 / 3]) * torch.pi)[:, :, 0, 0]
+    green, blue = torch.tensor([0, 1.0, 0]), torch.tensor([0, 0, 1.0])
+    assert torch.allclose(turned, torch.stack([green, grey, blue]), atol=1e-6)
+
+
+def test_a_picture_that_is_named_by_its_colour_keeps_it():
+    named = ["red apple", "black cat", "green heart", "hundred points", "bored face", "apple"]
+    assert [bool(train_emoji.COLOURS.search(name)) for name in named] == [True] * 3 + [False] * 3
+
+
 def schedule(**options):
     training = train_emoji.Training.__new__(train_emoji.Training)
     training.args = argparse.Namespace(steps=1500, texts_first=500, rate=1.0, **options)
@@ -205,6 +256,21 @@ def test_an_interrupted_run_ends_with_the_same_bits(drawings, tmp_path, monkeypa
     after = AlignModel.from_pretrained(tmp_path / "whole").vision_model
     assert torch.equal(first.blocks[0].project.conv.weight, after.blocks[0].project.conv.weight)  # frozen
     assert not torch.equal(first.blocks[1].project.conv.weight, after.blocks[1].project.conv.weight)
+
+
+def test_a_run_with_larger_pictures_goes_on_from_one_with_smaller_ones(drawings, tmp_path, monkeypatch):
+    monkeypatch.setattr(train_emoji, "measure", lambda args: {})
+    assert (
+        train_emoji.main(f"{drawings} --out {tmp_path / '32'} --small --hold-out two --steps 1".split()) == 0
+    )
+    options = f"--small --hold-out two --steps 3 --init {tmp_path / '32'} --side 48 --bend 0.1 --recolour"
+    assert train_emoji.main([str(drawings), "--out", str(tmp_path / "48"), *options.split()]) == 0
+    small, large = (AlignModel.from_pretrained(tmp_path / side) for side in ("32", "48"))
+    assert (small.config.vision_config.image_size, large.config.vision_config.image_size) == (32, 48)
+    processor = AlignProcessor.from_pretrained(tmp_path / "48")
+    assert processor(images=Image.new("RGB", (9, 9)), return_tensors="pt").pixel_values.shape[2:] == (48, 48)
+    words = [AlignProcessor.from_pretrained(tmp_path / side).tokenizer.vocab for side in ("32", "48")]
+    assert words[0] == words[1]
 
 
 def test_a_run_reports_every_language_and_both_halves_on_the_set_held_out(drawings, tmp_path):

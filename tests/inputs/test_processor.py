@@ -95,6 +95,14 @@ def test_a_text_is_cut_whatever_the_padding_and_one_that_just_fits_is_not(proces
     assert list(np.ravel(ids)) == [2, 8, 8, 8, 8, 3]
 
 
+def test_how_many_tokens_were_cut_is_told_to_who_asks(processor):
+    with pytest.warns(UserWarning, match="1 of 2 texts"):
+        batch = processor([LONG, "a cat"], return_num_truncated_tokens=True)
+    assert batch.num_truncated_tokens == [18, 0]
+    assert processor("a cat", return_num_truncated_tokens=True).num_truncated_tokens == 0
+    assert "num_truncated_tokens" not in processor("a cat")
+
+
 def test_who_says_truncation_is_obeyed_without_a_warning(processor):
     with warnings.catch_warnings():
         warnings.simplefilter("error")

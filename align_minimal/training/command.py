@@ -166,7 +166,7 @@ def prepare_data(options: TrainOptions) -> tuple[TrainOptions, Pairs, Pairs | No
     for some in (pairs, evaluation):
         if some is not None:
             check_readable(some)
-    options = resolve(options, steps_of(options, pairs, PAPER["batch_size"]))
+    options = resolve(options, steps_of(options, pairs, options.batch_size or PAPER["batch_size"]))
     first, _ = next(batches(pairs, options.batch_size, options.seed))
     if len(first) < int(os.environ.get("WORLD_SIZE", 1)):
         raise ValueError(f"{pairs.label}: batches of {len(first)}, less than a pair for each process")

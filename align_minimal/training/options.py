@@ -78,7 +78,7 @@ ENOUGH = 10_000  # steps of LAMB at 1e-3: as many as the paper's warm-up alone
 
 
 def resolve(options: TrainOptions, steps: int) -> TrainOptions:
-    """Fill in what was not given, for a run of so many `steps` of 256 pairs.
+    """Fill in what was not given, for a run of so many `steps` of its own batch size, or else of 256 pairs.
 
     LAMB moves a weight by at most lr times its own norm in a step, whatever the gradient. A short run gets
     nowhere with that, and takes AdamW and smaller batches, which are more steps.

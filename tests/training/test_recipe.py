@@ -49,6 +49,16 @@ def train(capsys, folder, *more):
     return err, json.loads((newest(out) / "training.json").read_text())["options"]
 
 
+@pytest.mark.filterwarnings("ignore:.*for want of pairs that differ")
+@pytest.mark.parametrize("batch_size, steps", [(None, 10), (24, 10), (2, 120)])
+def test_how_long_a_run_is_is_counted_in_its_own_batches(folder, monkeypatch, batch_size, steps):
+    """24 pairs, 10 epochs. Without --batch-size it is the paper's recipe that is asked about: 256 a batch."""
+    given = TrainOptions(data=[folder / "data"], out="run", init="emoji", batch_size=batch_size)
+    for enough, optimizer in ((steps, "lamb"), (steps + 1, "adamw")):
+        monkeypatch.setattr("align_minimal.training.options.ENOUGH", enough)
+        assert command.prepare_data(given)[0].optimizer == optimizer
+
+
 def test_the_recipe_is_what_the_run_trains_with(folder, capsys):
     _, options = train(capsys, folder, "--epochs", 3)
     assert {name: options[name] for name in CHOICES} == SHORT

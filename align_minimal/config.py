@@ -1,7 +1,8 @@
 """The three configurations of ALIGN, their presets, and the activations that they can name.
 
 Every key and default is that of Hugging Face's `config.json` (BERT-Base and EfficientNet-B7).
-Differs from Hugging Face: an unknown keyword is an error here; there it is accepted and ignored.
+Differs from Hugging Face: an unknown keyword is an error here; there it is ignored, as both ignore a
+dictionary's or a file's unknown keys.
 """
 
 from __future__ import annotations
@@ -189,8 +190,8 @@ BERT_LARGE = dict(hidden_size=1024, num_hidden_layers=24, num_attention_heads=16
 B3 = dict(image_size=289, width_coefficient=1.2, depth_coefficient=1.4, hidden_dim=384)
 B7 = dict(image_size=289, width_coefficient=2.0, depth_coefficient=3.1, hidden_dim=640)
 L2 = dict(image_size=289, width_coefficient=4.3, depth_coefficient=5.3, hidden_dim=1376)
-# The sizes of the checkpoint in weights/emoji: pictures of 64 px, texts of at most 64 tokens, no dropout.
-# Only vocab_size is not the checkpoint's (4000): training sets it to the size of the vocabulary.
+# The sizes of the checkpoint in weights/emoji: texts of at most 64 tokens, no dropout. Pictures had 64 px
+# when its training began, and 96 px at its end. vocab_size is its own (4000): training sets that.
 EMOJI_TEXT = dict(hidden_size=128, num_hidden_layers=2, num_attention_heads=4, intermediate_size=512)
 EMOJI_TEXT |= dict(max_position_embeddings=64, hidden_dropout_prob=0.0, attention_probs_dropout_prob=0.0)
 EMOJI_VISION = dict(image_size=64, width_coefficient=0.5, depth_coefficient=0.5, hidden_dim=160)
@@ -204,7 +205,7 @@ PRESETS: dict[str, dict[str, Any]] = {
     "emoji": dict(
         text_config=EMOJI_TEXT, vision_config=EMOJI_VISION, projection_dim=160, temperature_init_value=0.1
     ),
-    # The paper's smallest (6.2, table 9). The paper projects its image side to 640; here it stays 384 wide.
+    # The smaller one of table 9 (6.2). The paper projects its image side to 640; here it stays 384 wide.
     "b3_mini": dict(text_config=BERT_MINI, vision_config=B3, projection_dim=384),
     # kakaobrain/align-base: BERT-Base and B7.
     "b7_base": dict(vision_config=B7, projection_dim=640),

@@ -219,7 +219,7 @@ class MBConv(nn.Module):
 class AlignVisionModel(PretrainedModel[VisionOutput]):
     """The image tower. (B, 3, H, W) → last_hidden_state (B, C, h, w), pooler_output (B, C).
 
-    h is about H/32. C is round_filters(out_channels[-1]), which is the width of ALIGN's embedding. Weights
+    h is about H/32 (B0 to L2). C is round_filters(out_channels[-1]), the width of ALIGN's embedding. Weights
     start at N(0, initializer_range). In eval mode an untrained network gives almost zero (B7: 1e-23), because
     BatchNorm then divides by 1 and the convolutions shrink their inputs: train it, or call .train(), before
     you look at numbers.

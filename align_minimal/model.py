@@ -4,8 +4,8 @@
                                    ├─ L2-normalize → cosines / temperature
     image → EfficientNet → pool ───┘
 
-Leaves out, as Hugging Face does: a projection on the image side. The paper's main model has none either; only
-in its ablations (6.1) the smaller towers get one.
+Leaves out, as Hugging Face does: a projection on the image side. The paper's main model has none either; in
+its ablations (6.1) B1, B3, B5 and L2 get one, to match B7's 640.
 """
 
 from __future__ import annotations
@@ -95,7 +95,7 @@ class AlignModel(PretrainedModel[AlignOutput]):
         y = y / y.norm(dim=-1, keepdim=True)
         logits_per_text = y @ x.T / self.temperature  # (B_t, B_i): cosines over σ
         output = AlignOutput(
-            # (texts, images): it makes its own logits, because a large batch needs them in tiles.
+            # It takes (texts, images), no logits: in training a large batch makes these in tiles.
             loss=contrastive_loss(y, x, self.temperature) if return_loss else None,
             logits_per_image=logits_per_text.T,
             logits_per_text=logits_per_text,

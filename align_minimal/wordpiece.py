@@ -3,7 +3,7 @@ r"""WordPiece: what a word is, and how it is cut into pieces.
 A text becomes pieces in four small functions; BertTokenizer (tokenizer.py) calls them:
 
     lower        each character by itself (if BertTokenizer's do_lower_case)
-    clean        drop control characters, make every white space a space, set Chinese characters apart
+    clean        drop control characters, make tabs, line ends and Zs spaces, set Chinese characters apart
     split_words  split at white space, strip accents, make each punctuation mark a word of its own
     wordpiece    cut a word into the longest pieces that the vocabulary has
 
@@ -72,7 +72,7 @@ def lower(text: str) -> str:
 
 
 def clean(text: str, tokenize_chinese_chars: bool = True) -> str:
-    """Control characters dropped, white space made spaces, spaces around Chinese characters.
+    """Control characters dropped; tabs, line ends and category Zs made spaces; spaces around 中 and its like.
 
     It is also composed (NFC): an e and its accent become é. split_words undoes that where it strips accents;
     Hugging Face does both, too.

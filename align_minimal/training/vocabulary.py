@@ -1,4 +1,4 @@
-"""How a vocabulary of word pieces is learnt from texts: the paper's is learnt from its alt-texts (section 5).
+"""How a vocabulary of word pieces is learnt from texts; the paper learns its own from the alt-texts (4.1).
 
 Every word starts as its letters. Again and again, the pair of neighbours with the highest score becomes one
 piece. The score is the usual one for WordPiece (Schuster & Nakajima 2012); Google's own trainer was never
@@ -164,8 +164,9 @@ def learn_vocabulary(
     """At most `vocab_size` tokens: the special ones, the letters, and the pieces merged from them.
 
     `words_of` cuts a text into words, as BertTokenizer.words does. Each of the `limit_alphabet` most frequent
-    letters stands in the vocabulary as the start and as the inside of a word, so that any word made of them
-    can be encoded. ValueError if the letters do not fit, TypeError if `texts` is one text.
+    letters stands in the vocabulary as the start and as the inside of a word (but what is always a word of
+    its own, as punctuation is, only as a start), so that any word made of them can be encoded. ValueError if
+    the letters do not fit, TypeError if `texts` is one text.
 
     >>> learn_vocabulary(["ab ab ac"] * 3, str.split, ["[UNK]"], vocab_size=8)
     ['[UNK]', 'a', 'b', 'c', '##a', '##b', '##c', 'ab']

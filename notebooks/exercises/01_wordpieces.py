@@ -48,7 +48,7 @@ def lower(text: str) -> str:
 
 
 def clean(text: str, tokenize_chinese_chars: bool = True) -> str:
-    """Control characters dropped, white space made spaces, spaces around Chinese characters.
+    """Control characters dropped; tabs, line ends and category Zs made spaces; spaces around 中 and its like.
 
     It is also composed (NFC): an e and its accent become é. split_words undoes that where it strips accents;
     Hugging Face does both, too.

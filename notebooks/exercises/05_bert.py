@@ -56,8 +56,9 @@ class SelfAttention(nn.Module):
         softmax(q·kᵀ/√(H/N) + mask)·v
 
     Relative positions add q·E[l−r] to q·kᵀ (relative_key, Shaw et al. 2018), or q·E[l−r] + k·E[l−r]
-    (relative_key_query, Huang et al. 2020). `mask`, of shape (B, 1, 1, T) or (B, 1, T, T), is added to
-    the scores (additive_mask, below, makes it); `head_mask` multiplies the weights after dropout.
+    (relative_key_query, Huang et al. 2020), E a table of distances, l the query's place and r the key's.
+    `mask` (B, 1, 1, T) or (B, 1, T, T) is added to the scores (additive_mask, below, makes it); `head_mask`
+    multiplies the weights after dropout.
 
     >>> config = AlignTextConfig(hidden_size=8, num_attention_heads=2)
     >>> output, weights = SelfAttention(config)(torch.zeros(1, 3, 8))

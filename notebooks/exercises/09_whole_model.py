@@ -158,7 +158,7 @@ class MBConv(nn.Module):
 class AlignVisionModel(PretrainedModel[VisionOutput]):
     """The image tower. (B, 3, H, W) → last_hidden_state (B, C, h, w), pooler_output (B, C).
 
-    h is about H/32. C is round_filters(out_channels[-1]), which is the width of ALIGN's embedding. Weights
+    h is about H/32 (B0 to L2). C is round_filters(out_channels[-1]), the width of ALIGN's embedding. Weights
     start at N(0, initializer_range). In eval mode an untrained network gives almost zero (B7: 1e-23), because
     BatchNorm then divides by 1 and the convolutions shrink their inputs: train it, or call .train(), before
     you look at numbers.
@@ -214,8 +214,9 @@ class SelfAttention(nn.Module):
         softmax(q·kᵀ/√(H/N) + mask)·v
 
     Relative positions add q·E[l−r] to q·kᵀ (relative_key, Shaw et al. 2018), or q·E[l−r] + k·E[l−r]
-    (relative_key_query, Huang et al. 2020). `mask`, of shape (B, 1, 1, T) or (B, 1, T, T), is added to
-    the scores (additive_mask, below, makes it); `head_mask` multiplies the weights after dropout.
+    (relative_key_query, Huang et al. 2020), E a table of distances, l the query's place and r the key's.
+    `mask` (B, 1, 1, T) or (B, 1, T, T) is added to the scores (additive_mask, below, makes it); `head_mask`
+    multiplies the weights after dropout.
 
     >>> config = AlignTextConfig(hidden_size=8, num_attention_heads=2)
     >>> output, weights = SelfAttention(config)(torch.zeros(1, 3, 8))

@@ -6,7 +6,7 @@ import argparse
 
 from .. import __version__
 from ..support.hub import weights_folder
-from ..support.terminal import one_line, unicode
+from ..support.terminal import given, one_line, unicode
 
 SHIPPED = str(weights_folder() / "emoji")
 DRAWINGS = (
@@ -67,7 +67,9 @@ def add_classify(commands) -> None:
         description="Zero-shot classification: the probability of each label for each picture.",
         epilog=DRAWINGS,
     )
-    parser.add_argument("images", nargs="+", metavar="IMAGE_OR_FOLDER", help="pictures, or folders of them")
+    parser.add_argument(
+        "images", nargs="+", type=given, metavar="IMAGE_OR_FOLDER", help="pictures, or folders of them"
+    )
     labels = parser.add_mutually_exclusive_group(required=True)
     labels.add_argument("--labels", nargs="+", type=unicode, metavar="LABEL", help="what a picture may show")
     labels.add_argument("--labels-file", metavar="FILE", help="a file with one label per line, instead")
@@ -99,7 +101,8 @@ def add_search(commands) -> None:
         "text. The pictures of the folder are embedded once; later calls embed only what has changed.",
         epilog=DRAWINGS,
     )
-    parser.add_argument("folder", metavar="FOLDER", help="its pictures, and those of all folders in it")
+    inside = "its pictures, and those of all folders in it"
+    parser.add_argument("folder", type=given, metavar="FOLDER", help=inside)
     parser.add_argument(
         "queries", nargs="*", type=unicode, metavar="QUERY", help="texts, each of which is answered by itself"
     )
@@ -126,7 +129,7 @@ def add_evaluate(commands) -> None:
     )
     pairs = "folders with metadata.jsonl or metadata.csv (file_name, text), or WebDataset tar shards; for "
     pairs += "--zero-shot folders with metadata (file_name, label or text), or with a folder for each class"
-    parser.add_argument("data", nargs="+", metavar="DATA", help=pairs)
+    parser.add_argument("data", nargs="+", type=given, metavar="DATA", help=pairs)
     labels = "the classes: a file with one label per line, or CLASS<tab>LABEL if DATA names a class otherwise"
     parser.add_argument("--zero-shot", metavar="LABELS", help=labels)
     ensemble = "with --zero-shot, average over the templates that come with the program"

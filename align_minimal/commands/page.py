@@ -10,6 +10,7 @@ from __future__ import annotations
 import base64
 import html
 import io
+import os
 from collections.abc import Iterable
 from pathlib import Path
 
@@ -113,7 +114,7 @@ def section(title: str, figures: Iterable[str]) -> str:
 
 
 def check_page(path: Path) -> None:
-    """OSError that names `path` if it is a folder, or a file that is not a page of ours.
+    """OSError that names `path` if it is a folder, a file that is not a page of ours, or not to be written.
 
     >>> check_page(Path("weights"))
     Traceback (most recent call last):
@@ -123,6 +124,11 @@ def check_page(path: Path) -> None:
         raise IsADirectoryError(f"{path}: a folder; --html takes a file")
     if not is_stream(path):
         check_own(path, MARK)
+        folder = next(parent for parent in path.absolute().parents if parent.exists())
+        if not folder.is_dir():
+            raise NotADirectoryError(f"{path}: {folder} is not a folder")
+        if not os.access(folder, os.W_OK | os.X_OK):
+            raise PermissionError(f"{path}: {folder} is not to be written to")
 
 
 def is_stream(path: Path) -> bool:

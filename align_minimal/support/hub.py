@@ -163,8 +163,11 @@ def write_atomically(path: Path, write: Callable[[Path], object]) -> None:
     path = Path(path)
     if path.parent.exists() and not path.parent.is_dir():
         raise NotADirectoryError(f"{path.parent}: not a folder")
-    path.parent.mkdir(parents=True, exist_ok=True)
-    handle, name = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        handle, name = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
+    except OSError as error:
+        raise OSError(error.errno, error.strerror, str(path)) from None
     os.close(handle)
     temporary = Path(name)
     try:

@@ -3,6 +3,7 @@ that fit its width."""
 
 from __future__ import annotations
 
+import argparse
 import contextlib
 import io
 import os
@@ -46,6 +47,17 @@ def unicode(argument: str) -> str:
         return argument.encode("utf-8", "surrogateescape").decode("utf-8", "surrogateescape")
     except UnicodeEncodeError:  # half a surrogate pair that stands for no byte
         return argument
+
+
+def given(argument: str) -> str:
+    """The name of a file or folder. An empty one, of an unset variable, would be the current folder's.
+
+    >>> given("photos")
+    'photos'
+    """
+    if not argument:
+        raise argparse.ArgumentTypeError("an empty name")
+    return argument
 
 
 # ---- standard output and standard error --------------------------------------------------------------------

@@ -108,6 +108,7 @@ def new_model(options: TrainOptions, pairs: Pairs, steps: int) -> tuple[AlignMod
         config = AlignConfig.preset(options.preset)
     tokenizer = new_tokenizer(options, pairs, config)
     config.text_config.vocab_size = len(tokenizer)
+    config.text_config.pad_token_id = tokenizer.pad_token_id  # whose embedding stays as it is
     # BatchNorm's running averages start at 0 and 1. A run too short to forget that (0.99^500 is still 0.7 %,
     # and the true variances are far less) would be at chance in evaluation: here e^-20 of the start is left.
     vision = config.vision_config

@@ -32,6 +32,7 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
 
+WRITTEN = ("metrics.jsonl", "evaluation.json", "curves.png", "tokenizer_config.json")  # beside the model
 INK, GREY = "#1a1a1a", "#595959"
 CURVES = {  # what a panel shows: its lines, each with its key in metrics.jsonl, its name and its colour
     "loss (nats)": (
@@ -129,6 +130,9 @@ def check_out(options: TrainOptions) -> None:
         )
     if not options.resume and (found or files):
         raise ValueError(f"{options.out}: holds a model already; give --resume, or another --out")
+    foreign = [options.out / name for name in WRITTEN if (options.out / name).exists()]
+    if foreign and not (options.out / "run.lock").exists():
+        raise FileExistsError(f"{foreign[0]}: not of a run of align-minimal, so it is not replaced")
 
 
 def check_readable(pairs: Pairs) -> None:

@@ -10,6 +10,7 @@ import contextlib
 import dataclasses
 import io
 import itertools
+import os
 from collections import Counter, defaultdict
 from collections.abc import Iterable
 
@@ -51,6 +52,8 @@ def picture_size(pair: Pair) -> tuple[int, int] | None:
     for source in sources:
         with contextlib.suppress(Exception):  # a broken file can make Pillow raise nearly anything
             picture = source()
+            if not isinstance(picture, bytes) and not os.path.isfile(picture):
+                return None  # to open a pipe could wait for ever
             with read_header(io.BytesIO(picture) if isinstance(picture, bytes) else picture) as image:
                 return image.size
     return None

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ..config import PRESETS
+from ..support.terminal import given
 from .augment import AUGMENTATIONS
 
 
@@ -133,7 +134,7 @@ def above_zero(text: str) -> float:
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """All flags of `train`, in four groups."""
     pairs = "folders with metadata.jsonl or metadata.csv (file_name, text), or WebDataset tar shards"
-    parser.add_argument("data", nargs="+", metavar="DATA", help=pairs)
+    parser.add_argument("data", nargs="+", type=given, metavar="DATA", help=pairs)
     add_model_arguments(parser.add_argument_group("the model"))
     add_data_arguments(parser.add_argument_group("the data"))
     add_recipe_arguments(parser.add_argument_group("the recipe"))
@@ -161,7 +162,8 @@ def add_data_arguments(group) -> None:
     add("--augment", choices=AUGMENTATIONS, help=crops)
     add("--flip", action="store_true", help="mirror half of the pictures, at random")
     add("--filter", action="store_true", help="drop pictures and texts as the paper does, and say how many")
-    add("--eval", nargs="+", metavar="DATA", help="measure R@1, R@5 and R@10 on these pairs at the end")
+    at_end = "measure R@1, R@5 and R@10 on these pairs at the end"
+    add("--eval", nargs="+", type=given, metavar="DATA", help=at_end)
     every = "measure on --eval every N steps too, and keep the best model in OUT/best"
     add("--eval-every", type=positive, metavar="N", help=every)
     add("--workers", type=count, metavar="N", help="extra processes that read pictures (0: none)")
@@ -191,7 +193,8 @@ def add_recipe_arguments(group) -> None:
 
 def add_run_arguments(group) -> None:
     add = group.add_argument
-    add("--out", type=Path, required=True, metavar="DIR", help="folder for the model and all about the run")
+    about = "folder for the model and all about the run"
+    add("--out", type=lambda text: Path(given(text)), required=True, metavar="DIR", help=about)
     add("--resume", action="store_true", help="go on from the newest whole checkpoint in --out")
     add("--save-every", type=positive, metavar="N", help="steps between checkpoints (500)")
     add("--keep", type=positive, metavar="K", help="how many checkpoints to keep (3)")

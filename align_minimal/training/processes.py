@@ -28,9 +28,9 @@ class Processes:
 
     def gather(self, *numbers: float) -> list[list[float]]:
         """Every rank's numbers, on every rank."""
+        if self.world == 1:  # without a tensor: MPS has no float64
+            return [list(map(float, numbers))]
         own = torch.tensor(numbers, dtype=torch.float64, device=self.device)
-        if self.world == 1:
-            return [own.tolist()]
         everyone = [torch.zeros_like(own) for _ in range(self.world)]
         dist.all_gather(everyone, own)
         return [row.tolist() for row in everyone]

@@ -265,7 +265,7 @@ class Run:
 
     def keep_best(self, model: AlignModel, processor: AlignProcessor, result: dict) -> None:
         """Put the model into OUT/best if R@1 (then R@5, R@10) of both ways is higher than what is there."""
-        best = self.out / "best"
+        best, before = self.restore_best()
         with contextlib.suppress(OSError, ValueError, KeyError, TypeError):
             if score(read_json(best / "evaluation.json")) >= score(result):
                 return
@@ -274,15 +274,26 @@ class Run:
             model.save_pretrained(temporary)
             processor.save_pretrained(temporary)
             write_json(temporary / "evaluation.json", result)
-            shutil.rmtree(best, ignore_errors=True)
+            if best.exists():
+                os.replace(best, before)
             os.replace(temporary, best)
         except (OSError, SafetensorError) as error:
             raise OSError(f"{best}: could not be written ({error})") from error
         finally:
             shutil.rmtree(temporary, ignore_errors=True)
+            self.restore_best()
+
+    def restore_best(self) -> tuple[Path, Path]:
+        """OUT/best, and where it waits while another takes its place. One of the two is always whole."""
+        best, before = self.out / "best", self.out / ".before-best"
+        if before.exists() and not best.exists():
+            os.replace(before, best)
+        shutil.rmtree(before, ignore_errors=True)
+        return best, before
 
     def tidy(self, step: int) -> None:
         """Remove what a killed process left half written, and metrics of steps that will come again."""
+        self.restore_best()
         for rubbish in [*(self.out / "checkpoints").glob(".step-*"), *self.out.glob(".best.*")]:
             shutil.rmtree(rubbish, ignore_errors=True)
         for rubbish in self.out.glob(".*"):  # hub.write_atomically's, cut off before the rename

@@ -93,6 +93,12 @@ class _Header(tarfile.TarInfo):
             raise tarfile.ReadError(f"a header that claims {header.size:,} bytes")
         return header
 
+    def _block(self, count: int) -> int:
+        """tarfile's own; a PAX header can put another size into a header that has been looked at."""
+        if count < 0:  # tarfile would go back, and come to this header again
+            raise tarfile.ReadError(f"a header that claims {count:,} bytes")
+        return super()._block(count)
+
 
 def _samples(shard: Path, start: int) -> Iterator[tuple[str, dict, int, int]]:
     """For each key its files ({".jpg": Span or bytes, ".txt": bytes, …}), its start and the next one's."""

@@ -60,10 +60,12 @@ def fold_batch_norm(layer: ConvNorm) -> None:
     (Identity(), True)
     """
     conv, bn = layer.conv, layer.bn
-    scale = bn.weight.double() / (bn.running_var.double() + bn.eps).sqrt()  # s, (C_out,)
-    weight = conv.weight.double() * scale[:, None, None, None]  # (C_out, C_in/groups, k, k)
-    bias = bn.bias.double() - scale * bn.running_mean.double()
-    conv.weight, conv.bias = (nn.Parameter(x.to(conv.weight.dtype), False) for x in (weight, bias))
+    tensors = conv.weight, bn.weight, bn.bias, bn.running_mean, bn.running_var
+    weight, gamma, beta, mean, variance = (x.detach().cpu().double() for x in tensors)  # MPS has no float64
+    scale = gamma / (variance + bn.eps).sqrt()  # s, (C_out,)
+    weight = weight * scale[:, None, None, None]  # (C_out, C_in/groups, k, k)
+    bias = beta - scale * mean
+    conv.weight, conv.bias = (nn.Parameter(x.to(conv.weight), False) for x in (weight, bias))
     layer.bn = nn.Identity()
 
 

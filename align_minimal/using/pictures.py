@@ -38,11 +38,24 @@ def find_in_folder(folder: Path) -> list[Path]:
         for path, is_folder in list_folder(folders.pop()):
             if is_folder:
                 folders.append(path)
-            elif path.suffix.lower() in picture_suffixes() and path.is_file():
+            elif path.suffix.lower() in picture_suffixes() and is_reachable_file(path):
                 inside.append(path)
     if not inside:
         raise ValueError(f"{folder}: no picture in this folder")
     return sorted(inside)
+
+
+def is_reachable_file(path: Path) -> bool:
+    """Whether it is a file; no, with a warning, if it lies where nobody may look, as behind a symbolic link.
+
+    >>> is_reachable_file(Path("setup.cfg")), is_reachable_file(Path("weights"))
+    (True, False)
+    """
+    try:
+        return path.is_file()
+    except OSError as error:
+        warnings.warn(f"skipped: {path}: {error.strerror}", stacklevel=2)
+        return False
 
 
 def list_folder(folder: Path) -> list[tuple[Path, bool]]:

@@ -221,6 +221,8 @@ class ImageIndex:
         bar = tqdm(images, "indexing", len(missing), unit="picture", leave=False)
         try:
             for name, embed in readable(bar, required=False):
+                if not embed.isfinite().all():
+                    raise ValueError(f"{name}: its embedding is not finite: the model's weights are broken")
                 fresh[missing[Path(name)]] = embed
                 if time.monotonic() - saved > max(1.0, 20 * cost):
                     began = time.monotonic()
@@ -265,7 +267,10 @@ class ImageIndex:
                 raise image_embed
         minus_embed = vectors[len(texts)] if minus else None
         text_embeds = vectors[: len(texts)] if texts else None
-        return torch.atleast_2d(compose(text_embeds, image_embed, minus_embed, text_weight))
+        query = torch.atleast_2d(compose(text_embeds, image_embed, minus_embed, text_weight))
+        if not query.isfinite().all():
+            raise ValueError("the query's embedding is not finite: the model's weights are broken")
+        return query
 
     def nearest(self, queries: Tensor, top: int = 10) -> list[list[tuple[float, Path]]]:
         """For each of the queries (Q, D) the `top` best as (cosine, picture), best first."""

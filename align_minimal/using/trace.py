@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
+import math
 import textwrap
 from dataclasses import dataclass
 from pathlib import Path
@@ -208,6 +209,8 @@ def trace_pair(
     sigma = model.temperature.item()
     if not sigma > 0:
         raise ValueError(f"the model's temperature is {sigma}; it must be above 0")
+    if not math.isfinite(cosine):
+        raise ValueError(f"the cosine is {cosine}: the model's weights are broken")
     print_trace(fold_stages(rows) if fold else rows, depth)
     tokens = processor.tokenizer.convert_ids_to_tokens(batch["input_ids"][0].tolist())
     parameters = sum(p.numel() for p in model.parameters())

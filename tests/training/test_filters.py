@@ -1,6 +1,8 @@
 """The paper's filters (section 3), at the last value that passes and the first that does not."""
 
 import io
+import os
+import signal
 
 import pytest
 from PIL import Image
@@ -153,3 +155,15 @@ def test_of_grams_that_are_as_frequent_the_first_in_the_alphabet_stay_in_ties(mo
     texts = [f"{chr(97 + i)}a {chr(97 + i)}b {chr(97 + i)}c" for i in range(20)]  # 5 grams each, all once
     grams = sorted(g for text in texts for g in filters.grams(text))
     assert Filters([Pair(f"{i}", LARGE, (text,)) for i, text in enumerate(texts)]).rare == set(grams[40:])
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="no named pipes on this system")
+def test_a_pipe_has_no_size_and_is_not_waited_for(tmp_path):
+    os.mkfifo(tmp_path / "pipe.jpg")
+    before = signal.signal(signal.SIGALRM, lambda *_: pytest.fail("waits for the pipe"))
+    signal.alarm(20)
+    try:
+        assert filters.picture_size(Pair("pipe", tmp_path / "pipe.jpg", ("a text",))) is None
+    finally:
+        signal.alarm(0)
+        signal.signal(signal.SIGALRM, before)

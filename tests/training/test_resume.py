@@ -12,10 +12,10 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from align_minimal import AlignModel, BertTokenizer
+from align_minimal import AlignModel, AlignProcessor, BertTokenizer
 from align_minimal.__main__ import main
-from align_minimal.training import command, loop
-from align_minimal.training.run_folder import checkpoints, digest
+from align_minimal.training import command, loop, run_folder
+from align_minimal.training.run_folder import Run, checkpoints, digest
 from tests.training.tiny_training import TEXTS, metrics, newest, start, write_config, write_pairs
 from tests.using.test_cli import run
 
@@ -366,3 +366,38 @@ def test_a_signal_before_the_first_step_of_a_resumed_run_saves_nothing_anew(
     monkeypatch.setattr(loop.Trainer, "meet", signalled)
     status, _, err = run(capsys, *arguments(folder, begun, "--resume", steps=9))
     assert status == 143 and "stopped by SIGTERM, saved step 4" in err and len(metrics(begun)) == 4
+
+
+def test_a_best_model_that_was_moved_aside_comes_back(tmp_path):
+    """Killed between two renames: the old one waits, the new one is half known."""
+    run, aside = Run(tmp_path, keep=1), tmp_path / ".before-best"
+    for rubbish in (aside, tmp_path / ".best.123"):
+        rubbish.mkdir()
+        (rubbish / "evaluation.json").write_text(rubbish.name)
+    run.tidy(0)
+    assert [p.name for p in tmp_path.iterdir() if p.is_dir()] == ["best"]
+    assert (tmp_path / "best" / "evaluation.json").read_text() == ".before-best"
+
+
+def test_a_best_model_that_cannot_be_put_in_place_leaves_the_one_before(tmp_path, monkeypatch):
+    model, processor = AlignModel.from_pretrained("emoji"), AlignProcessor.from_pretrained("emoji")
+    run, score = Run(tmp_path, keep=1), dict.fromkeys(("R@1", "R@5", "R@10"), 0.5)
+    low, high = ({"image_to_text": {k: v * s for k, v in score.items()}} for s in (1, 2))
+    low["text_to_image"], high["text_to_image"] = low["image_to_text"], high["image_to_text"]
+    run.keep_best(model, processor, low)
+    replace = os.replace
+
+    def refuse(source, target):
+        if ".best." in str(source):
+            raise OSError(28, "No space left on device")
+        replace(source, target)
+
+    monkeypatch.setattr(run_folder.os, "replace", refuse)
+    with pytest.raises(OSError, match="best: could not be written"):
+        run.keep_best(model, processor, high)
+    assert [p.name for p in tmp_path.iterdir()] == ["best"]
+    assert json.loads((tmp_path / "best" / "evaluation.json").read_text()) == low
+    monkeypatch.setattr(run_folder.os, "replace", replace)
+    run.keep_best(model, processor, high)
+    assert json.loads((tmp_path / "best" / "evaluation.json").read_text()) == high
+    assert [p.name for p in tmp_path.iterdir()] == ["best"]

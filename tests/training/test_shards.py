@@ -4,6 +4,7 @@ import gzip
 import io
 import itertools
 import json
+import signal
 import tarfile
 import time
 import tracemalloc
@@ -95,6 +96,21 @@ def test_a_negative_size_is_no_endless_loop(tmp_path, heard):  # noqa: F811
     (tmp_path / "a.tar").write_bytes(pair("good") + pair("doubtful") + bytes(bad) + pair("never"))
     assert [p.texts for p in Pairs([tmp_path / "a.tar"])] == [("a text",)]
     assert "claims -1,024 bytes" in heard()[0]
+
+
+def test_a_negative_size_in_an_extended_header_is_no_endless_loop(tmp_path, heard):  # noqa: F811
+    bad = tarfile.TarInfo("1.bin")
+    bad.size, bad.pax_headers = 1, {"size": "-1536"}  # back to this very header
+    content = pair("good") + pair("doubtful") + bad.tobuf(tarfile.PAX_FORMAT) + bytes(512)
+    (tmp_path / "a.tar").write_bytes(content)
+    before = signal.signal(signal.SIGALRM, lambda *_: pytest.fail("reads the header again and again"))
+    signal.alarm(20)
+    try:
+        assert [p.texts for p in Pairs([tmp_path / "a.tar"])] == [("a text",)]
+    finally:
+        signal.alarm(0)
+        signal.signal(signal.SIGALRM, before)
+    assert "claims -1,536 bytes" in heard()[0]
 
 
 def every_kind_of_member(path):

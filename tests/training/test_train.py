@@ -498,3 +498,13 @@ def test_help_explains_every_flag(capsys):
     assert status.value.code == 0 and err == ""
     for flag in ("--chunk", "--tile", "--resume", "--init", "--vocab", "--precision", "--eval", "--filter"):
         assert f"\n  {flag}" in out
+
+
+def test_the_padding_token_is_the_vocabulary_s_own(tmp_path):
+    """In BERT's it is number 0; in this one that is a word, which must learn."""
+    vocab = tmp_path / "vocab.txt"
+    vocab.write_text("cat\n[UNK]\n[CLS]\n[SEP]\n[MASK]\n[PAD]\ndog\n")
+    options = TrainOptions(data=[], out=tmp_path, preset="emoji", vocab=str(vocab))
+    model, processor = new_model(options, Pairs([]), 2000)
+    assert processor.tokenizer.pad_token_id == model.config.text_config.pad_token_id == 5
+    assert model.text_model.embeddings.word.padding_idx == 5

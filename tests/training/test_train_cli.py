@@ -26,7 +26,7 @@ from align_minimal.training.batches import BatchStream, Prepare
 from align_minimal.training.build import new_model
 from align_minimal.training.dataset import Pairs
 from align_minimal.training.options import TrainOptions
-from align_minimal.training.processes import processes
+from align_minimal.training.processes import Processes, processes
 from align_minimal.training.run_folder import checkpoints, model_files
 from align_minimal.training.step import PairEncoder
 from tests.training.tiny_training import (
@@ -482,3 +482,29 @@ def test_a_rank_that_fails_ends_the_run_with_its_error(folder, tmp_path):
     assert since is not None, "".join(seen)
     assert process.returncode != 0 and time.monotonic() - since < 30
     assert "align-minimal: process 1: of rank one alone\n" in "".join(seen)
+
+
+def test_one_process_needs_no_tensor_to_wait():
+    """On MPS there is no float64. A tensor on the meta device has no numbers to give back."""
+    group = Processes(device="meta")
+    assert group.gather(2.5, 1) == [[2.5, 1.0]]
+    group.wait()
+
+
+@pytest.mark.parametrize("name", ["metrics.jsonl", "evaluation.json", "tokenizer_config.json"])
+def test_another_program_s_file_is_not_replaced(tmp_path, capsys, name):
+    write_pairs(tmp_path / "data")
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / name).write_text("mine")
+    argv = ["train", tmp_path / "data", "--out", tmp_path / "out"]
+    refused(capsys, *argv, status=1, says=[name, "not replaced"])
+    assert [(p.name, p.read_text()) for p in (tmp_path / "out").iterdir()] == [(name, "mine")]
+
+
+@pytest.mark.parametrize(
+    "argv", [["", "--out", "run"], ["data", "--out", ""], ["data", "--out", "a", "--eval", ""]]
+)
+def test_an_empty_name_is_not_the_current_folder(tmp_path, capsys, monkeypatch, argv):
+    monkeypatch.chdir(tmp_path)
+    refused(capsys, "train", *argv, status=2, says=["an empty name"])
+    assert list(tmp_path.iterdir()) == []

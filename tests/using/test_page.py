@@ -14,6 +14,7 @@ import pytest
 from PIL import Image
 
 from align_minimal.commands import page
+from align_minimal.support import hub
 from tests.using.test_cli import run
 
 # Of a folder and a file, where it takes the slash between them.
@@ -279,3 +280,22 @@ def test_a_device_and_a_pipe_are_written_to_and_stay(capsys, tmp_path):
         except PermissionError:
             pytest.skip("no device can be made here")
         assert classify_to(capsys, tmp_path, device)[0] == 0 and device.is_char_device()
+
+
+def test_a_page_that_cannot_be_written_is_an_error_before_the_work(tmp_path, monkeypatch, capsys):
+    (tmp_path / "notes.txt").write_text("mine")
+    with pytest.raises(NotADirectoryError, match=r"page\.html: .*notes\.txt is not a folder"):
+        page.check_page(tmp_path / "notes.txt" / "page.html")
+    page.check_page(tmp_path / "new" / "folder" / "page.html")
+    monkeypatch.setattr(os, "access", lambda path, mode: path != tmp_path)
+    with pytest.raises(PermissionError, match=r"page\.html: .* is not to be written to"):
+        page.check_page(tmp_path / "new" / "page.html")
+
+
+def test_a_file_that_cannot_be_begun_is_named_itself(tmp_path, monkeypatch):
+    def refuse(**options):
+        raise PermissionError(13, "Permission denied", f"{options['dir']}/.a.txt.x1y2")
+
+    monkeypatch.setattr(hub.tempfile, "mkstemp", refuse)
+    with pytest.raises(PermissionError, match=r"'.*/a\.txt'$"):
+        hub.write_atomically(tmp_path / "a.txt", lambda temporary: None)

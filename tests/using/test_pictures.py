@@ -195,3 +195,19 @@ def test_what_is_not_there_is_named(folder):
     with pytest.raises(ValueError, match=r"folder\.png: no picture in this folder"):
         find_in_folder(folder / "folder.png")
     assert "broken link.png" not in [path.name for path in find_in_folder(folder)]
+
+
+def test_a_picture_that_nobody_may_look_at_is_passed_over_with_a_warning(tmp_path, monkeypatch):
+    """As a symbolic link into a folder of somebody else's."""
+    for name in ("a.png", "private.png"):
+        Image.new("RGB", (4, 4)).save(tmp_path / name)
+    is_file = Path.is_file
+
+    def denied(path):
+        if path.name == "private.png":
+            raise PermissionError(13, "Permission denied")
+        return is_file(path)
+
+    monkeypatch.setattr(Path, "is_file", denied)
+    with pytest.warns(UserWarning, match=r"skipped: .*private.png: Permission denied"):
+        assert [path.name for path in find_in_folder(tmp_path)] == ["a.png"]

@@ -819,3 +819,22 @@ def test_in_python_the_errors_are_exceptions(checkpoint, pictures, tmp_path):
     (tmp_path / "broken.png").write_bytes(b"no picture")
     with pytest.raises(ValueError, match=r"broken\.png"):
         index.search("a dog", image=tmp_path / "broken.png")
+
+
+@pytest.fixture
+def overflowing(checkpoint, tmp_path):
+    """A checkpoint of finite weights whose image features are not finite."""
+    folder = copy(checkpoint, tmp_path / "model")
+    weights = load_file(folder / "model.safetensors")
+    name = next(n for n in weights if n.endswith("project_bn.weight"))
+    save_file(weights | {name: weights[name] * 1e38}, folder / "model.safetensors", {"format": "pt"})
+    return folder
+
+
+def test_a_model_that_overflows_finds_nothing_and_says_so(overflowing, tmp_path, capsys, pictures):
+    index = tmp_path / "index"
+    argv = ["search", pictures, "a dog", "--model", overflowing, "--index", index]
+    refused(capsys, *argv, status=1, says=["not finite", "broken"])
+    assert not (index / "embeddings.safetensors").exists()
+    argv = ["trace", pictures / NAMES[0], "a dog", "--model", overflowing]
+    refused(capsys, *argv, status=1, says=["broken"])

@@ -27,6 +27,8 @@ import multiprocessing
 import random
 import sys
 import time
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import fmean
@@ -277,13 +279,15 @@ def main(argv: list[str] | None = None) -> int:
             for seed in range(max(args.seeds, BASE_SEEDS if name == "base" else 1))
             if f"{name} {seed}" not in results["runs"]
         ]
-        with multiprocessing.get_context("spawn").Pool(args.jobs) as pool:
-            for key, result in pool.imap_unordered(work, tasks):
+        spawn = multiprocessing.get_context("spawn")
+        with ProcessPoolExecutor(args.jobs, mp_context=spawn) as pool:  # notices if a worker is killed
+            for done in as_completed([pool.submit(work, task) for task in tasks]):
+                key, result = done.result()
                 results["runs"][key] = result
                 write_json(path, results)
                 print(f"{key}: {json.dumps(result)}", file=sys.stderr, flush=True)
         draw(results, args.out / "ablations.png")
-    except (OSError, ValueError) as error:
+    except (BrokenProcessPool, OSError, ValueError) as error:
         print(error, file=sys.stderr)
         return 1
     print_table(results)

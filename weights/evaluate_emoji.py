@@ -59,18 +59,23 @@ def embed_names(model: AlignModel, processor: AlignProcessor, names: list[str]) 
 
 
 def recall(cosine: Tensor) -> dict[str, float]:
-    """R@1, 5, 10 of (N, N) scores whose diagonal is right. A tie counts against it."""
+    """R@1, 5, 10 of (N, N) scores whose diagonal is right. A tie counts against it. ValueError for NaN."""
+    if not cosine.isfinite().all():
+        raise ValueError("a score is not a finite number: the model is broken")
     rank = (cosine >= cosine.diagonal()[:, None]).sum(dim=1) - 1
     return {f"R@{k}": round((rank < k).float().mean().item(), 4) for k in (1, 5, 10)}
 
 
 def among_ten(cosine: Tensor) -> float:
-    """Top-1 of each picture among its own name and nine others, drawn ROUNDS times with a fixed seed."""
+    """Top-1 of each picture among its own name and nine others, drawn ROUNDS times with a fixed seed.
+
+    Of fewer than ten pictures, among all.
+    """
     draw = torch.Generator().manual_seed(0)
     right = 0.0
     for _ in range(ROUNDS):
         lottery = torch.rand(cosine.shape, generator=draw).fill_diagonal_(-1)
-        others = cosine.gather(1, lottery.topk(LABELS - 1, dim=1).indices)
+        others = cosine.gather(1, lottery.topk(min(LABELS, len(cosine)) - 1, dim=1).indices)
         right += (cosine.diagonal() > others.amax(dim=1)).float().mean().item()
     return round(right / ROUNDS, 4)
 

@@ -23,7 +23,6 @@ from __future__ import annotations
 import argparse
 import io
 import json
-import multiprocessing
 import os
 import random
 import re
@@ -31,7 +30,10 @@ import subprocess
 import sys
 import tarfile
 import unicodedata
+import zlib
 from collections import Counter
+from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
 from pathlib import Path
 
 from PIL import Image
@@ -88,9 +90,13 @@ def fetch(package: str, cache: Path) -> dict[str, dict]:
         os.replace(cache / packed, archive)
     languages = "|".join(LANGUAGES)
     wanted = r"icons|chars|en/data|en/shortcodes/[^/]+|annotations(Derived)?/(" + languages + ")/annotations"
-    with tarfile.open(archive) as tar:
-        members = [m for m in tar if re.fullmatch(rf"package/({wanted})\.json", m.name)]
-        return {m.name: json.load(tar.extractfile(m)) for m in members}
+    try:
+        with tarfile.open(archive) as tar:
+            members = [m for m in tar if re.fullmatch(rf"package/({wanted})\.json", m.name)]
+            return {m.name: json.load(tar.extractfile(m)) for m in members}
+    except (tarfile.TarError, EOFError, OSError, ValueError, zlib.error) as error:
+        reason = type(error).__name__
+        raise ValueError(f"{archive}: damaged ({reason}); delete it, and it is fetched again") from None
 
 
 def code_points(text: str) -> str:
@@ -242,7 +248,9 @@ def draw(task: tuple[str, Path]) -> None:
 
     svg, path = task
     if path.exists():
-        return
+        with Image.open(path) as drawn:
+            if drawn.size == (SIDE, SIDE):
+                return
     png = bytes(resvg_py.svg_to_bytes(svg_string=svg, width=2 * SIDE))
     art = Image.open(io.BytesIO(png)).convert("RGBA")
     art.thumbnail((SIDE, SIDE), Image.Resampling.LANCZOS)
@@ -262,8 +270,8 @@ def write_folder(folder: Path, art: dict[str, str], lines: list[dict]) -> None:
     """An imagefolder of SVGs; its metadata.jsonl comes last, so it never names a missing file."""
     folder.mkdir(parents=True, exist_ok=True)
     tasks = [(svg, folder / name) for name, svg in art.items()]
-    with multiprocessing.Pool() as pool:
-        list(tqdm(pool.imap_unordered(draw, tasks, 16), folder.name, len(tasks), unit="image"))
+    with ProcessPoolExecutor() as pool:  # which notices if the system kills a worker
+        list(tqdm(pool.map(draw, tasks, chunksize=16), folder.name, len(tasks), unit="image"))
     temporary = folder / ".metadata.jsonl.tmp"
     temporary.write_text("".join(json.dumps(line) + "\n" for line in lines), encoding="utf-8")
     os.replace(temporary, folder / "metadata.jsonl")
@@ -322,6 +330,9 @@ def main(argv: list[str] | None = None) -> int:
         return 1
     except subprocess.CalledProcessError as error:
         print(f"{' '.join(error.cmd)}: {error.stderr.strip().splitlines()[-1:]}", file=sys.stderr)
+        return 1
+    except (BrokenProcessPool, OSError, ValueError) as error:
+        print(error, file=sys.stderr)
         return 1
     return 0
 

@@ -1,13 +1,14 @@
 """Make `weights/emoji` and `weights/emoji-world` from nothing, in one command: fetch, draw, train, install.
 
-    python weights/train_emoji.py data/emoji --out runs/emoji    # about three and a half hours on two cores
+    python weights/train_emoji.py data/emoji --out runs/emoji    # about five hours on two cores
 
-Four stages. The first is `align-minimal train` (it prints the command) on five designers' art with names in
+Five stages. The first is `align-minimal train` (it prints the command) on five designers' art with names in
 English: 6,000 steps. The second goes on from there with eight sets, in a loop of its own made of the
 package's parts: σ is held; distortions fade at the end; what is saved is the running average of the weights.
 The third is the second once more, from where that one ended: the rate and the distortions start high again,
-and fall. That is `emoji`. The fourth goes on from its image tower with captions in twelve languages: a new
-vocabulary, and a new text tower, which at first learns alone what the image tower knows. Then both learn
+and fall. So does the fourth, with larger pictures, which are also bent, lit and recoloured as another hand
+might draw them. That is `emoji`. The fifth goes on from its image tower with captions in twelve languages: a
+new vocabulary, and a new text tower, which at first learns alone what the image tower knows. Then both learn
 together, but the image tower's stem and first blocks, where most of the time goes, stay as they are, so what
 they make of each picture is computed once, distorted in a few ways. That is `emoji-world`.
 
@@ -21,6 +22,7 @@ from __future__ import annotations
 
 import argparse
 import copy
+import functools
 import itertools
 import random
 import re
@@ -67,11 +69,11 @@ COLOURS = re.compile(r"\b(red|orange|yellow|green|blue|purple|brown|black|white|
 RUNS = {
     "english": {},
     "again": {"seed": 1},
-    "emoji": dict(seed=2, side=96, strong=0.8, bend=0.15, recolour=True),
+    "emoji": dict(seed=2, side=96, steps=5000, strong=0.8, bend=0.15, recolour=True),
     "emoji-world": dict(side=96, languages=prepare_emoji.LANGUAGES, texts_first=4000, steps=4720, freeze=3),
 }
-FILES = ("config.json", "model.safetensors", "preprocessor_config.json", "vocab.txt")
-FILES += ("tokenizer_config.json", "special_tokens_map.json")
+FILES = ("config.json", "preprocessor_config.json", "vocab.txt")
+FILES += ("tokenizer_config.json", "special_tokens_map.json", "model.safetensors")
 
 # ---- the model ---------------------------------------------------------------------------------------------
 
@@ -410,6 +412,8 @@ def main(argv: list[str] | None = None) -> int:
     args.views = args.views or args.out / "views"
     torch.set_num_threads(args.threads)
     if args.hold_out:
+        if not (args.data / args.hold_out / "metadata.jsonl").exists():
+            parser.error(f"--hold-out {args.hold_out}: no such set in {args.data}")
         training = train(args)
         training.processor.save_pretrained(args.out / "last")
         training.model.save_pretrained(args.out / "last")
@@ -419,8 +423,8 @@ def main(argv: list[str] | None = None) -> int:
     for name, changes in RUNS.items():
         train(argparse.Namespace(**vars(args) | changes | {"out": args.out / name}))
         shipped = Path(__file__).parent / name
-        for file in FILES if shipped.is_dir() else ():
-            shutil.copy(args.out / name / file, shipped / file)
+        for file in FILES if shipped.is_dir() else ():  # not over the old file: who has it open keeps it
+            write_atomically(shipped / file, functools.partial(shutil.copyfile, args.out / name / file))
         args.init = args.out / name  # for the next
     return 0
 

@@ -1,15 +1,18 @@
 """How the shipped checkpoint is made: the steps of weights/prepare_emoji.py and weights/train_emoji.py."""
 
 import argparse
+import io
 import json
 import random
+import sys
+import types
 
 import pytest
 import torch
 from PIL import Image
 
 from align_minimal import AlignConfig, AlignModel, AlignProcessor
-from weights import ablations, emoji_pairs, prepare_emoji, train_emoji
+from weights import ablations, emoji_pairs, evaluate_emoji, prepare_emoji, train_emoji
 
 
 @pytest.fixture
@@ -51,6 +54,44 @@ def test_a_language_has_the_name_first_and_most_often():
     texts = prepare_emoji.world_captions(words, random.Random(0))
     assert texts["de"][:3] == ["Apfel"] * 3 and set(texts["de"][3].split(", ")) <= {"Obst", "rot"}
     assert texts["fr"] == ["a"] * 3
+
+
+@pytest.fixture
+def svgs(monkeypatch):
+    """In place of resvg: a square of the width asked for."""
+
+    def square(svg_string: str, width: int) -> bytes:
+        file = io.BytesIO()
+        Image.new("RGBA", (width, width), "red").save(file, "png")
+        return file.getvalue()
+
+    monkeypatch.setitem(sys.modules, "resvg_py", types.SimpleNamespace(svg_to_bytes=square))
+
+
+def test_a_drawing_of_another_size_is_drawn_again(tmp_path, monkeypatch, svgs):
+    path = tmp_path / "a.png"
+    for side in (96, 144):
+        monkeypatch.setattr(prepare_emoji, "SIDE", side)
+        prepare_emoji.draw(("<svg/>", path))
+        assert Image.open(path).size == (side, side)
+    drawn = path.stat().st_mtime_ns
+    prepare_emoji.draw(("<svg/>", path))
+    assert path.stat().st_mtime_ns == drawn
+
+
+def test_a_damaged_package_is_named_in_one_line(tmp_path, capsys):
+    (tmp_path / ".packages").mkdir()
+    (tmp_path / ".packages" / "emojibase-data-17.0.0.tgz").write_bytes(b"no archive")
+    assert prepare_emoji.main([str(tmp_path)]) == 1
+    err = capsys.readouterr().err
+    assert err.count("\n") == 1 and "emojibase-data-17.0.0.tgz: damaged" in err
+
+
+def test_a_model_that_gives_nan_has_no_recall_and_few_pictures_have_fewer_labels():
+    with pytest.raises(ValueError, match="not a finite number"):
+        evaluate_emoji.recall(torch.full((20, 20), torch.nan))
+    assert evaluate_emoji.among_ten(torch.eye(4)) == evaluate_emoji.among_ten(torch.eye(9)) == 1.0
+    assert evaluate_emoji.among_ten(1 - torch.eye(4)) == 0.0
 
 
 def test_noise_loses_shared_texts_and_rare_words():
@@ -273,6 +314,13 @@ def test_a_run_with_larger_pictures_goes_on_from_one_with_smaller_ones(drawings,
     assert words[0] == words[1]
 
 
+def test_a_set_to_hold_out_that_is_not_there_is_an_error_before_the_training(drawings, tmp_path, capsys):
+    with pytest.raises(SystemExit, match="2"):
+        train_emoji.main(f"{drawings} --out {tmp_path / 'run'} --small --hold-out tow --steps 1".split())
+    assert "--hold-out tow: no such set" in capsys.readouterr().err
+    assert not (tmp_path / "run").exists()
+
+
 def test_a_run_reports_every_language_and_both_halves_on_the_set_held_out(drawings, tmp_path):
     options = ["--freeze", "0", "--texts-first", "0", "--steps", "2", "--halve", "de"]
     assert train(drawings, tmp_path / "run", *options) == 0
@@ -295,6 +343,9 @@ def test_one_command_makes_both_checkpoints_each_run_from_the_one_before(drawing
     shipped = ("emoji", "emoji-world")
     for name in shipped:
         (tmp_path / "weights" / name).mkdir(parents=True)
+    before = tmp_path / "weights" / "emoji" / "model.safetensors"
+    before.write_bytes(b"what a running program has mapped into its memory")
+    running = before.open("rb")
     assert train_emoji.main(f"{drawings} --out {tmp_path / 'out'} --small --steps 1 --freeze 1".split()) == 0
     assert asked[0][0] == "train" and asked[0][-3:] == ["--steps", "6000", "--resume"]
     assert asked[1:] == [first, tmp_path / "out" / "english", tmp_path / "out" / "emoji"]
@@ -302,5 +353,7 @@ def test_one_command_makes_both_checkpoints_each_run_from_the_one_before(drawing
     models = {name: AlignModel.from_pretrained(tmp_path / "weights" / name) for name in shipped}
     sizes = [model.config.text_config.vocab_size for model in models.values()]
     processors = [AlignProcessor.from_pretrained(tmp_path / "weights" / name) for name in shipped]
+    assert running.read().endswith(b"its memory")  # it keeps the file that it has open
+    running.close()
     assert sizes == [len(processor.tokenizer) for processor in processors] and sizes[0] == 4000
     assert sizes[1] < 200

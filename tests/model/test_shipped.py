@@ -62,6 +62,8 @@ def test_both_checkpoints_are_installed_with_the_package():
 def test_the_checkpoint_is_the_emoji_preset(name):
     config, preset = AlignConfig.from_pretrained(name), AlignConfig.preset("emoji")
     preset.text_config.vocab_size = config.text_config.vocab_size
+    assert preset.vision_config.image_size == 64  # the first stages of its training
+    preset.vision_config.image_size = 96
     assert config == preset
 
 
@@ -109,7 +111,7 @@ def test_transformers_gives_the_same_ids_and_logits_in_every_language(name):
     inputs = processor(text=queries, padding=True, return_tensors="pt")
     theirs = transformers.BertTokenizer.from_pretrained(folder)(queries, padding=True, return_tensors="pt")
     assert torch.equal(inputs["input_ids"], theirs["input_ids"])
-    inputs["pixel_values"] = torch.randn(2, 3, 64, 64, generator=torch.Generator().manual_seed(0))
+    inputs["pixel_values"] = torch.randn(2, 3, 96, 96, generator=torch.Generator().manual_seed(0))
     with torch.no_grad():
         logits = model(**inputs).logits_per_image
         reference = transformers.AlignModel.from_pretrained(folder).eval()(**inputs).logits_per_image

@@ -62,7 +62,7 @@ def broken_shape(model):
     [
         (broken_gate, "vision_model.blocks.3.squeeze_excite.expand", "DIFF"),
         (broken_gradient, "text_model.layers.0.attention.output", "DIFF"),
-        (broken_shape, "vision_model.blocks.2", "SHAPE (1, 24, 8, 8)"),
+        (broken_shape, "vision_model.blocks.2", "SHAPE (1, 24, 12, 12)"),
     ],
 )
 def test_the_layer_that_is_broken_is_the_one_marked(theirs, batch, capsys, break_it, where, verdict):

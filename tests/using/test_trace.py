@@ -89,7 +89,7 @@ def test_unless_told_otherwise_the_blocks_of_a_stage_are_one_line(capsys, traced
     _, _, rows = traced
     lines = run(capsys, "trace", APPLE, "a red apple")[1].splitlines()
     [blocks] = [line.split() for line in lines if line.startswith("  blocks.3–4 ")]
-    assert blocks[1:4] == ["2", "×", "MBConv"] and blocks[4:11] == ["1", "×", "40", "×", "4", "×", "4"]
+    assert blocks[1:4] == ["2", "×", "MBConv"] and blocks[4:11] == ["1", "×", "40", "×", "6", "×", "6"]
     own = [row for row in rows if row.name in ("vision_model.blocks.3", "vision_model.blocks.4")]
     assert blocks[11] == f"{sum(row.parameters for row in own):,}"
     assert blocks[12] == f"{sum(row.multiply_adds for row in own):,}"

@@ -253,6 +253,7 @@ def test_the_rate_rises_twice_and_falls_in_the_tail_only():
 def drawings(tmp_path, monkeypatch):
     """Two sets of forty drawings each, in place of the ten that are fetched."""
     monkeypatch.setattr(prepare_emoji, "main", lambda argv: 0)
+    monkeypatch.setattr(torch, "set_num_threads", lambda number: None)  # or later tests would have them, too
     monkeypatch.setattr(prepare_emoji, "TRAINING", {"one": "", "two": ""})
     monkeypatch.setattr(train_emoji, "SAVE_EVERY", 2)
     monkeypatch.setattr(ablations, "CONCEPTS", 1.0)

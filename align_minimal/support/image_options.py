@@ -109,7 +109,7 @@ def read_options(path: Path, usual: str) -> dict[str, Any]:
     """The options in preprocessor_config.json (`usual`), or in transformers 5's processor_config.json.
 
     >>> read_options(Path("weights/emoji/preprocessor_config.json"), "preprocessor_config.json")["size"]
-    {'height': 64, 'width': 64}
+    {'height': 96, 'width': 96}
     """
     content = read_json(path)
     if path.name == usual:

@@ -77,7 +77,7 @@ def trace(model: AlignModel, batch: dict[str, Tensor]) -> list[Row]:
     >>> image = load_image("weights/samples/apple.png")
     >>> rows = trace(model, processor(text="a red apple", images=image, return_tensors="pt"))
     >>> next((row.shape, row.parameters) for row in rows if row.name == "vision_model.stem")
-    ((1, 16, 32, 32), 464)
+    ((1, 16, 48, 48), 464)
     """
     outputs: dict[str, Tensor] = {}
     hooks = [

@@ -15,7 +15,7 @@ CLDR, in each language. A second run fetches and draws only what is missing, and
 ("apple alt outline"), after those of the paper's filters that make sense for names so short.
 
 Left out: skin tones (the same name, nearly the same picture), flags (270 rectangles that no one tells apart
-at 64 pixels) and the bare parts from which Unicode builds sequences. Letters, digits and signs stay in.
+at so few pixels) and the bare parts from which Unicode builds sequences. Letters, digits and signs stay in.
 """
 
 from __future__ import annotations

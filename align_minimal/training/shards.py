@@ -89,13 +89,13 @@ class _Header(tarfile.TarInfo):
                 raise
             raise tarfile.ReadError(str(error)) from None
         extends_another = header.type in b"LKxgX"  # a long name or the like, which tarfile reads at once
-        if header.size < 0 or (extends_another and header.size > LONGEST_HEADER):
+        if extends_another and header.size > LONGEST_HEADER:
             raise tarfile.ReadError(f"a header that claims {header.size:,} bytes")
         return header
 
     def _block(self, count: int) -> int:
-        """tarfile's own; a PAX header can put another size into a header that has been looked at."""
-        if count < 0:  # tarfile would go back, and come to this header again
+        """The bytes from a header to the next one. Back, if there are less than 0: to this one, for ever."""
+        if count < 0:
             raise tarfile.ReadError(f"a header that claims {count:,} bytes")
         return super()._block(count)
 

@@ -99,7 +99,7 @@ def test_an_mbconv_is_traced_without_and_with_its_expansion(flow, pages):
 def test_a_page_shows_shape_mean_deviation_and_maps_beside_the_line(pages, flow):
     page = (pages / "efficientnet.html").read_text(encoding="utf-8")
     x = flow[line("efficientnet", "x = self.stem(")]["vision_model"]["x"]
-    told = f"<code>x</code>: 1 × 16 × 32 × 32, mean {x.double().mean():.4g}, "
+    told = f"<code>x</code>: 1 × 16 × 48 × 48, mean {x.double().mean():.4g}, "
     told += f"standard deviation {x.double().std(correction=0):.4g}"
     assert f'{told}<img alt="the first 8' in page
 

@@ -81,9 +81,9 @@ class AlignProcessor:
         """Tokenize; cut to max_length unless told otherwise, and say how many texts were cut."""
         if truncation is not None:
             return self.tokenizer(text, truncation=truncation, **options)
-        read = Batch.get if options.pop("return_num_truncated_tokens", False) else Batch.pop
+        wanted = options.pop("return_num_truncated_tokens", False)
         batch = self.tokenizer(text, truncation=True, return_num_truncated_tokens=True, **options)
-        lost = np.atleast_1d(read(batch, "num_truncated_tokens"))  # (B,)
+        lost = np.atleast_1d((batch.get if wanted else batch.pop)("num_truncated_tokens"))  # (B,)
         if lost.any():
             limit = options["max_length"] or self.tokenizer.model_max_length
             warn_of_cuts((lost > 0).sum(), len(lost), limit)

@@ -151,7 +151,7 @@ def distort(
     y_row = torch.stack([mirror * sin, cos / stretch, uniform(-0.12 * s, 0.12 * s)], dim=1)
     grid = F.affine_grid(torch.stack([x_row, y_row], dim=1), [count, 4, size, size], align_corners=False)
     if bend:
-        grid = grid + bend * s * bumps(count, 2, 4, size, draw).permute(0, 2, 3, 1)
+        grid = grid + bend * s * bumps(count, 2, 4, size, draw).permute(0, 2, 3, 1)  # (B, size, size, 2)
     rgba = F.grid_sample(pixels.float() / 255, grid, align_corners=False)  # (B, 4, size, size), 0 outside
 
     if turn is not None:

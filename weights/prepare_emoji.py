@@ -39,6 +39,9 @@ from pathlib import Path
 from PIL import Image
 from tqdm import tqdm
 
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # run from a checkout without installing
+from align_minimal.support.hub import write_atomically
+
 NAMES = "emojibase-data@17.0.0"  # CLDR's English names and keywords, MIT
 WORLD = "cldr-annotations-full@48.2.0", "cldr-annotations-derived-full@48.2.0"  # the same in all languages
 LANGUAGES = ["de", "fr", "es", "pt", "it", "ru", "ar", "hi", "zh", "ja", "ko"]  # beside English: 7 scripts
@@ -272,9 +275,10 @@ def write_folder(folder: Path, art: dict[str, str], lines: list[dict]) -> None:
     tasks = [(svg, folder / name) for name, svg in art.items()]
     with ProcessPoolExecutor() as pool:  # which notices if the system kills a worker
         list(tqdm(pool.map(draw, tasks, chunksize=16), folder.name, len(tasks), unit="image"))
-    temporary = folder / ".metadata.jsonl.tmp"
-    temporary.write_text("".join(json.dumps(line) + "\n" for line in lines), encoding="utf-8")
-    os.replace(temporary, folder / "metadata.jsonl")
+    text = "".join(json.dumps(line) + "\n" for line in lines)
+    write_atomically(
+        folder / "metadata.jsonl", lambda temporary: temporary.write_text(text, encoding="utf-8")
+    )
 
 
 def prepare(designer: str, package: str, out: Path, concepts: dict[str, dict]) -> None:

@@ -63,6 +63,7 @@ AVERAGE = 0.998  # of the weights: what the average keeps at each step
 TAIL = 0.3  # the last share of a run: rate and distortions stay as they are until then, then fall evenly
 VIEWS = 8  # distortions of each picture that the frozen blocks see
 SAVE_EVERY = 250
+# A drawing whose name says one of these keeps its hue.
 COLOURS = re.compile(r"\b(red|orange|yellow|green|blue|purple|brown|black|white|pink|grey|rainbow)\b")
 # Runs, and their flags that are not the defaults. Each goes on from the one before; those that have a folder
 # here ship.

@@ -131,7 +131,7 @@ def check_out(options: TrainOptions) -> None:
     if not options.resume and (found or files):
         raise ValueError(f"{options.out}: holds a model already; give --resume, or another --out")
     foreign = [options.out / name for name in WRITTEN if (options.out / name).exists()]
-    if foreign and not (options.out / "run.lock").exists():
+    if foreign and not found and not (options.out / "run.lock").exists():
         raise FileExistsError(f"{foreign[0]}: not of a run of align-minimal, so it is not replaced")
 
 

@@ -368,6 +368,12 @@ def test_a_signal_before_the_first_step_of_a_resumed_run_saves_nothing_anew(
     assert status == 143 and "stopped by SIGTERM, saved step 4" in err and len(metrics(begun)) == 4
 
 
+def test_a_run_that_was_copied_without_its_lock_resumes(folder, begun, capsys):
+    (begun / "run.lock").unlink()
+    (begun / "evaluation.json").write_text("{}")
+    assert run(capsys, *arguments(folder, begun, "--resume"))[0] == 0
+
+
 def test_a_best_model_that_was_moved_aside_comes_back(tmp_path):
     """Killed between two renames: the old one waits, the new one is half known."""
     run, aside = Run(tmp_path, keep=1), tmp_path / ".before-best"

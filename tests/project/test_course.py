@@ -136,7 +136,10 @@ def test_saving_folds_all_that_an_answer_printed_and_drew_into_one_output():
 # ---- check
 
 
-@pytest.mark.parametrize("empty", [None, ..., (None, None), [], lambda: ...], ids=str)
+UNWRITTEN = {str(x): x for x in (None, ..., (None, None), [])} | {"a function": lambda: ...}
+
+
+@pytest.mark.parametrize("empty", UNWRITTEN.values(), ids=UNWRITTEN)
 def test_an_answer_that_is_not_written_yet_is_not_judged(empty, capsys):
     if empty == []:
         assert not unwritten(empty)  # a list that is empty may be an answer

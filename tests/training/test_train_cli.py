@@ -417,7 +417,7 @@ def several(folder, tmp_path_factory) -> tuple[list, Path]:
     return results, place
 
 
-@pytest.mark.parametrize("number, name", enumerate(UNEVEN, 1), ids=UNEVEN)
+@pytest.mark.parametrize("number, name", list(enumerate(UNEVEN, 1)), ids=UNEVEN)
 def test_ranks_with_different_numbers_of_chunks_do_not_wait_for_each_other(several, number, name):
     results, place = several
     assert all(done >= number for _, done, _ in results), results

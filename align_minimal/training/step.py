@@ -79,9 +79,19 @@ class PairEncoder(nn.Module):
     def forward(self, batch: Batch) -> tuple[Tensor, Tensor, Tensor]:
         device = self.model.temperature.device.type
         with torch.autocast(device, torch.bfloat16, enabled=self.precision == "bf16"):
-            image = self.model.get_image_features(batch["pixel_values"])
+            image = self.model.get_image_features(self.in_layout(batch["pixel_values"]))
             text = self.model.get_text_features(batch["input_ids"], batch["attention_mask"])
         return F.normalize(text.float(), dim=-1), F.normalize(image.float(), dim=-1), self.model.temperature
+
+    def in_layout(self, pixels: Tensor) -> Tensor:
+        """The same (B, 3, H, W), with channels last in memory where that makes a step on a CPU faster.
+
+        All activations then follow. Measured: 1.1 to 1.6 times as fast in float32 with 3×3 kernels, but half
+        as fast with 5×5 ones, which all of the paper's towers have.
+        """
+        kernels = self.model.config.vision_config.kernel_sizes
+        faster = pixels.device.type == "cpu" and self.precision == "float32" and max(kernels) == 3
+        return pixels.contiguous(memory_format=torch.channels_last) if faster else pixels
 
 
 def split(batch: Batch, chunk: int | None) -> list[Batch]:

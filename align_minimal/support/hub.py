@@ -165,7 +165,8 @@ def write_atomically(path: Path, write: Callable[[Path], object]) -> None:
         raise NotADirectoryError(f"{path.parent}: not a folder")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        handle, name = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
+        # No longer than a name may be, and of an ending by which what a killed process left is known.
+        handle, name = tempfile.mkstemp(prefix=f".{path.name[:40]}.", suffix=".tmp", dir=path.parent)
     except OSError as error:
         raise OSError(error.errno, error.strerror, str(path)) from None
     os.close(handle)

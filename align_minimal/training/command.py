@@ -25,14 +25,13 @@ from .filters import filter_pairs
 from .loop import Trainer, steps_of
 from .options import PAPER, TrainOptions, check_arguments, resolve
 from .processes import note_signals, processes
-from .run_folder import Run, checkpoints, locked, model_files
+from .run_folder import BESIDE, Run, bests, checkpoints, locked, model_files
 from .step import reason
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
 
-WRITTEN = ("metrics.jsonl", "evaluation.json", "curves.png", "tokenizer_config.json")  # beside the model
 INK, GREY = "#1a1a1a", "#595959"
 CURVES = {  # what a panel shows: its lines, each with its key in metrics.jsonl, its name and its colour
     "loss (nats)": (
@@ -107,7 +106,7 @@ def finish(trainer: Trainer) -> None:
         write_json(trainer.options.out / "evaluation.json", result)
         print_recall(result)
         if trainer.options.eval_every:
-            trainer.run.keep_best(trainer.model, trainer.processor, {"step": trainer.step, **result})
+            trainer.keep_best(result)
             best = trainer.options.out / "best"
             step = read_json(best / "evaluation.json")["step"]
             print(f"align-minimal: the best model, of step {step}, is in {best}", file=sys.stderr)
@@ -130,9 +129,13 @@ def check_out(options: TrainOptions) -> None:
         )
     if not options.resume and (found or files):
         raise ValueError(f"{options.out}: holds a model already; give --resume, or another --out")
-    foreign = [options.out / name for name in WRITTEN if (options.out / name).exists()]
-    if foreign and not found and not (options.out / "run.lock").exists():
-        raise FileExistsError(f"{foreign[0]}: not of a run of align-minimal, so it is not replaced")
+    ours = found or (options.out / "run.lock").exists()
+    foreign = [options.out / name for name in BESIDE if not ours and (options.out / name).exists()]
+    # A best without a checkpoint is an older run's, unless the run was killed before its first one.
+    if not (found or (ours and options.resume)):
+        foreign += [path for path in bests(options.out) if path.exists()]
+    if foreign:
+        raise FileExistsError(f"{foreign[0]}: not of a run to go on with, so it is not replaced")
 
 
 def check_readable(pairs: Pairs) -> None:

@@ -283,19 +283,30 @@ class Trainer:
         if not all(p.isfinite().all() for p in self.model.parameters()):
             raise ValueError(f"step {self.step}: weights are no longer finite, so they are not saved")
         if self.group.rank == 0:
-            training = {"step": self.step, "drawn": self.drawn, "options": self.lasting() | self.begun}
-            training["position"] = dataclasses.asdict(self.position)
-            self.run.save(self.model, self.processor, self.optimizer, training)
+            self.write()
         self.saved = self.step
         self.group.wait()
+
+    def write(self) -> None:
+        training = {"step": self.step, "drawn": self.drawn, "options": self.lasting() | self.begun}
+        training["position"] = dataclasses.asdict(self.position)
+        self.run.save(self.model, self.processor, self.optimizer, training)
 
     def measure(self) -> None:
         """R@K on the pairs of --eval, and the model kept in OUT/best if it is the best so far."""
         if self.group.rank == 0:
-            result = evaluate(self.model, self.processor, self.evaluation)
-            self.run.keep_best(self.model, self.processor, {"step": self.step, **result})
+            try:
+                self.keep_best(evaluate(self.model, self.processor, self.evaluation))
+            except Exception:  # its pictures are gone, say: the steps since the last checkpoint must not be
+                if self.saved < self.step:
+                    self.write()
+                raise
         self.to_training()
         self.group.wait()
+
+    def keep_best(self, result: dict) -> None:
+        about = {"step": self.step, "measured_on": self.evaluation.seen.hexdigest()}
+        self.run.keep_best(self.model, self.processor, about | result)
 
     def train(self, received: list[int]) -> int:
         """All steps that are left, or fewer if `received` holds a signal's number: that is returned, or 0."""

@@ -15,6 +15,7 @@ import json
 import os
 import re
 import shutil
+import warnings
 from pathlib import Path
 
 import torch
@@ -24,13 +25,13 @@ from safetensors.torch import save_file
 from ..model import AlignModel
 from ..processor import AlignProcessor
 from ..support.hub import read_json, write_atomically, write_json
+from ..support.weights_file import read_tensors
 from .batches import Position
 
 try:
     import fcntl
 except ImportError:  # Windows has none: there, two runs in one folder are not noticed
     fcntl = None
-from ..support.weights_file import read_tensors
 
 
 def step_of(folder: Path) -> int:
@@ -67,6 +68,8 @@ MODEL_FILES = (
     "vocab.txt",
     "preprocessor_config.json",
 )
+BESIDE = ("metrics.jsonl", "evaluation.json", "curves.png", "failed_batch.json")  # beside the model
+BESIDE += ("tokenizer_config.json", "special_tokens_map.json")
 
 
 def model_files(out: Path) -> list[str]:
@@ -149,7 +152,7 @@ def place(source: Path, destination: Path) -> None:
     ...     Path(folder, "b").read_text()
     'whole'
     """
-    temporary = destination.with_name(f".{destination.name}.{os.getpid():08d}")
+    temporary = destination.with_name(f".{destination.name}.{os.getpid()}.tmp")
     try:
         temporary.unlink(missing_ok=True)
         try:
@@ -188,6 +191,15 @@ def locked(out: Path):
             except OSError:
                 raise ValueError(f"{out}: another run is training into this folder") from None
         yield
+
+
+def bests(out: Path) -> tuple[Path, Path]:
+    """Where a run keeps its best model, and where that waits while another takes its place.
+
+    >>> bests(Path("run"))[0].name
+    'best'
+    """
+    return out / "best", out / ".before-best"
 
 
 class Run:
@@ -264,10 +276,16 @@ class Run:
         return training, AlignModel.from_pretrained(folder), AlignProcessor.from_pretrained(folder)
 
     def keep_best(self, model: AlignModel, processor: AlignProcessor, result: dict) -> None:
-        """Put the model into OUT/best if R@1 (then R@5, R@10) of both ways is higher than what is there."""
+        """Put the model into OUT/best if R@1 (then R@5, R@10) of both ways is higher than what is there.
+
+        What was measured on other pairs is replaced, with a warning.
+        """
         best, before = self.restore_best()
         with contextlib.suppress(OSError, ValueError, KeyError, TypeError):
-            if score(read_json(best / "evaluation.json")) >= score(result):
+            older = read_json(best / "evaluation.json")
+            if older.get("measured_on") != result.get("measured_on"):
+                warnings.warn(f"{best}: measured on other pairs than --eval's now, so replaced", stacklevel=2)
+            elif type(older["step"]) is int and score(older) >= score(result):
                 return
         temporary = self.out / f".best.{os.getpid()}"
         try:
@@ -284,8 +302,8 @@ class Run:
             self.restore_best()
 
     def restore_best(self) -> tuple[Path, Path]:
-        """OUT/best, and where it waits while another takes its place. One of the two is always whole."""
-        best, before = self.out / "best", self.out / ".before-best"
+        """Both of `bests`. One of the two is always whole."""
+        best, before = bests(self.out)
         if before.exists() and not best.exists():
             os.replace(before, best)
         shutil.rmtree(before, ignore_errors=True)
@@ -295,9 +313,10 @@ class Run:
         """Remove what a killed process left half written, and metrics of steps that will come again."""
         self.restore_best()
         for rubbish in [*(self.out / "checkpoints").glob(".step-*"), *self.out.glob(".best.*")]:
-            shutil.rmtree(rubbish, ignore_errors=True)
-        for rubbish in self.out.glob(".*"):  # hub.write_atomically's, cut off before the rename
-            if re.fullmatch(r"\.(\w+\.(safetensors|jsonl?|txt|png))\.[a-z0-9_]{8}", rubbish.name):
+            if re.fullmatch(r"\.(step-\d+|best)\.\d+", rubbish.name):
+                shutil.rmtree(rubbish, ignore_errors=True)
+        for name in (*MODEL_FILES, *BESIDE):  # hub.write_atomically's and place's, cut off before the rename
+            for rubbish in self.out.glob(f".{name}.*.tmp"):
                 rubbish.unlink(missing_ok=True)
         kept = []
         if self.metrics_path.exists() and not self.metrics_path.is_file():

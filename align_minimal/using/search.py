@@ -142,7 +142,7 @@ def remove_leftovers(folder: Path, age: float = 3600) -> None:
     >>> remove_leftovers(Path("no such folder"))
     """
     for name in (EMBEDDINGS, NAMES):
-        for path in folder.glob(f".{name}.????????"):
+        for path in folder.glob(f".{name}.*.tmp"):
             with contextlib.suppress(OSError):
                 if time.time() - path.stat().st_mtime > age:
                     path.unlink()

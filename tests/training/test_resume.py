@@ -307,6 +307,74 @@ def test_the_best_model_is_kept_beside_the_last(folder, tmp_path, capsys, monkey
     assert json.loads((out / "best" / "evaluation.json").read_text())["step"] == 4
 
 
+def test_a_best_model_measured_on_other_pairs_is_replaced_and_that_is_said(folder, tmp_path, capsys):
+    """One pair is always found. That says nothing of 24."""
+    one, out = write_pairs(tmp_path / "one", texts=TEXTS[:1]), tmp_path / "out"
+    argv = arguments(folder, out, "--eval", one, "--eval-every", 4)
+    assert run(capsys, *argv)[0] == 0
+    assert json.loads((out / "best" / "evaluation.json").read_text())["image_to_text"]["R@1"] == 1.0
+    more = ("--eval", folder / "data", "--eval-every", 6, "--resume")
+    status, _, err = run(capsys, *arguments(folder, out, *more, steps=6))
+    assert status == 0 and "best: measured on other pairs than --eval's now, so replaced" in err
+    found = json.loads((out / "best" / "evaluation.json").read_text())
+    assert found["step"] == 6 and found["image_to_text"]["R@1"] < 1
+    status, _, err = run(capsys, *arguments(folder, out, *more, steps=6))
+    assert status == 0 and "other pairs" not in err
+
+
+def test_a_measurement_that_fails_loses_no_step(folder, tmp_path, capsys, monkeypatch):
+    """The pictures of --eval are gone at step 3, two steps after the last checkpoint."""
+
+    def gone(model, processor, pairs):
+        raise FileNotFoundError("eval/1.png: no such file")
+
+    monkeypatch.setattr(loop, "evaluate", gone)
+    out = tmp_path / "out"
+    argv = arguments(folder, out, "--eval", folder / "data", "--eval-every", 3)
+    status, _, err = run(capsys, *argv)
+    assert status == 1 and err.splitlines()[-1] == "align-minimal: eval/1.png: no such file"
+    assert newest(out).name == "step-0000003"
+    monkeypatch.undo()
+    status, _, err = run(capsys, *argv, "--resume")
+    assert status == 0 and "resuming at step 3" in err
+
+
+@pytest.mark.parametrize("name", ["best", ".before-best"])
+@pytest.mark.parametrize("more", [(), ("--resume",)], ids=["afresh", "resumed"])
+def test_a_folder_of_the_user_s_that_is_called_best_is_not_replaced(folder, tmp_path, capsys, name, more):
+    out = tmp_path / "out"
+    (out / name).mkdir(parents=True)
+    (out / name / "thesis.bin").write_text("precious")
+    status, _, err = run(capsys, *arguments(folder, out, *more))
+    assert (
+        status == 1
+        and err == f"align-minimal: {out / name}: not of a run to go on with, so it is not replaced\n"
+    )
+    assert [path.name for path in out.rglob("*")] == [name, "thesis.bin"]
+
+
+def test_the_best_of_an_older_run_is_not_taken_for_this_one_s(folder, begun, capsys):
+    """Its checkpoints and model were deleted, and a new run begins. One that goes on may have been killed."""
+    shutil.move(newest(begun), begun / "best")
+    shutil.rmtree(begun / "checkpoints")
+    for path in run_folder.model_files(begun):
+        (begun / path).unlink()
+    status, _, err = run(capsys, *arguments(folder, begun))
+    assert status == 1 and "best: not of a run to go on with" in err
+    assert run(capsys, *arguments(folder, begun, "--resume"))[0] == 0
+
+
+def test_hidden_files_of_the_user_s_stay(folder, begun, capsys):
+    files = [begun / name for name in (".config.json.original", ".notes.txt.20240101", ".photo.png.download")]
+    for path in files:
+        path.write_text("precious")
+    folders = [begun / name for name in (".best.old", "checkpoints/.step-notes")]
+    for path in folders:
+        path.mkdir()
+    assert run(capsys, *arguments(folder, begun, "--resume"))[0] == 0
+    assert all(path.exists() for path in files + folders)
+
+
 def test_measuring_on_the_way_changes_nothing_of_what_is_learnt(folder, begun, tmp_path):
     out = tmp_path / "measured"
     assert main(arguments(folder, out, "--eval", folder / "data", "--eval-every", 1)) == 0

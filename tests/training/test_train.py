@@ -287,7 +287,7 @@ def test_after_sigkill_it_ends_in_the_same_bits(folder, whole, tmp_path, writing
     assert process.returncode == -signal.SIGKILL
     left = [p.name for p in (out / "checkpoints").glob(".*")]
     assert len(left) == writing and newest(out).name == ("step-0000002" if writing else "step-0000004")
-    (out / ".model.safetensors.abcd_123").write_text("cut off while it was written")
+    (out / ".model.safetensors.abcd_123.tmp").write_text("cut off while it was written")
     assert main(arguments(folder, out, "--resume")) == 0
     assert same_bits(out, whole)
     assert [row["step"] for row in metrics(out)] == [1, 2, 3, 4, 5, 6]

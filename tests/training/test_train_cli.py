@@ -21,7 +21,7 @@ import torch.distributed as dist
 from align_minimal import AlignModel, AlignProcessor, BertTokenizer, contrastive_loss
 from align_minimal.__main__ import main
 from align_minimal.support.hub import weights_folder
-from align_minimal.training import command
+from align_minimal.training import command, run_folder
 from align_minimal.training.batches import BatchStream, Prepare
 from align_minimal.training.build import new_model
 from align_minimal.training.dataset import Pairs
@@ -491,7 +491,7 @@ def test_one_process_needs_no_tensor_to_wait():
     group.wait()
 
 
-@pytest.mark.parametrize("name", ["metrics.jsonl", "evaluation.json", "tokenizer_config.json"])
+@pytest.mark.parametrize("name", run_folder.BESIDE)
 def test_another_program_s_file_is_not_replaced(tmp_path, capsys, name):
     write_pairs(tmp_path / "data")
     (tmp_path / "out").mkdir()

@@ -618,8 +618,8 @@ def test_temporary_files_of_killed_runs_are_removed_and_those_of_running_ones_st
     index = tmp_path / "index"
     argv = [pictures, "a dog", "--index", index, "--model", checkpoint]
     answers(capsys, *argv)
-    old = [index / f".{name}.abcd123_" for name in ("names.json", "embeddings.safetensors")]
-    young, foreign = index / ".names.json.abcd1234", index / ".other.abcd1234"
+    old = [index / f".{name}.abcd123_.tmp" for name in ("names.json", "embeddings.safetensors")]
+    young, foreign = index / ".names.json.abcd1234.tmp", index / ".other.abcd1234.tmp"
     for path in (*old, young, foreign):
         path.write_text("")
         if path != young:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import re
 import signal
 import sys
 import traceback
@@ -15,6 +16,9 @@ import warnings
 
 from .commands.flags import parse
 from .support.terminal import Messages, Output, busy, fill_descriptors, message
+
+# What PyTorch, and Python's threads, say in a RuntimeError.
+NO_MEMORY = re.compile(r"out of memory|not enough memory|can't allocate memory|can't start new thread")
 
 
 def say(text: object) -> None:
@@ -93,6 +97,8 @@ def explain(error: Exception, debug: bool) -> int:
     rank = f"process {os.environ.get('RANK')}: " if os.environ.get("WORLD_SIZE", "1") != "1" else ""
     if isinstance(error, (OSError, ValueError, ModuleNotFoundError)):
         say(f"{rank}{error}")
+    elif isinstance(error, MemoryError) or NO_MEMORY.search(str(error)):
+        say(f"{rank}no memory left for this ({str(error) or type(error).__name__})")
     else:
         hint = "This is a mistake in align-minimal; please report it with the command"
         hint += "." if debug else " and what --debug shows."

@@ -10,8 +10,10 @@ import argparse
 import csv
 import json
 import sys
+import warnings
 from collections.abc import Callable
 from pathlib import Path
+from textwrap import shorten
 
 import torch
 from tqdm import tqdm
@@ -19,7 +21,7 @@ from tqdm import tqdm
 from ..model import AlignModel
 from ..processor import AlignProcessor
 from ..support.image_files import load_image
-from ..support.terminal import busy, columns, fit, glyph, one_line, paint, width
+from ..support.terminal import busy, columns, fit, glyph, message, one_line, paint, width
 from ..training.dataset import Pairs
 from ..using.pictures import check_file, find_pictures
 from ..using.retrieval import embed_images, evaluate, print_recall, readable
@@ -41,9 +43,11 @@ from .flags import about_model
 def check_device(name: str, parser: argparse.ArgumentParser) -> None:
     """End with a usage error unless this machine's PyTorch can use the device called `name`."""
     try:
-        torch.empty(0, device=name).cpu()
-    except (RuntimeError, AssertionError, NotImplementedError) as error:
-        parser.error(f"--device {name}: {str(error).splitlines()[0]}")
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of names that PyTorch once knew
+            torch.empty(0, device=name).cpu()
+    except Exception as error:  # what PyTorch raises for one that it lacks has no common base
+        parser.error(f"--device {name}: {shorten(message(error), 200, placeholder=' …')}")
 
 
 def load(args: argparse.Namespace) -> tuple[AlignModel, AlignProcessor]:

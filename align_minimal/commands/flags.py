@@ -115,7 +115,8 @@ def add_search(commands) -> None:
     parser.add_argument(
         "--top", type=count, default=10, metavar="K", help="how many pictures per query (default: 10)"
     )
-    parser.add_argument("--index", metavar="DIR", help="where to keep the embeddings (default: in the cache)")
+    kept = "where to keep the embeddings (default: in the cache)"
+    parser.add_argument("--index", type=given, metavar="DIR", help=kept)
     add_model_arguments(parser)
     add_output_arguments(parser)
 
@@ -157,7 +158,7 @@ def add_trace(commands) -> None:
         help="what each layer does to a picture and a text",
         description="Print the output shape, parameters, multiply-adds, mean and deviation of each layer.",
     )
-    parser.add_argument("image", metavar="IMAGE")
+    parser.add_argument("image", type=given, metavar="IMAGE")
     parser.add_argument("text", type=unicode, metavar="TEXT")
     depth = "show N levels of layers, each layer by itself (default: 2, the blocks of a stage together)"
     parser.add_argument("--depth", type=count, metavar="N", help=depth)
@@ -200,6 +201,7 @@ def text_weight(text: str) -> float:
 def add_model_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--model",
+        type=given,
         default=SHIPPED,
         metavar="DIR_OR_NAME",
         help="a checkpoint: a folder, or a name such as kakaobrain/align-base (default: the one that "
@@ -210,7 +212,7 @@ def add_model_arguments(parser: argparse.ArgumentParser) -> None:
 
 def add_output_arguments(parser: argparse.ArgumentParser):
     """Add --html, and --json in a group of which only one flag may be given; returns the group."""
-    parser.add_argument("--html", metavar="FILE", help="also write a page with thumbnails")
+    parser.add_argument("--html", type=given, metavar="FILE", help="also write a page with thumbnails")
     output = parser.add_mutually_exclusive_group()
     output.add_argument("--json", action="store_true", help="print one JSON document")
     return output

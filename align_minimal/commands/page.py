@@ -97,7 +97,8 @@ def figure(path: Path, scores: Iterable[tuple[str, float, str]]) -> str:
     )
     folder = str(path).removesuffix(path.name)
     name = f"{f'<small>{text(folder)}</small>' if folder else ''}{text(path.name)}"
-    return f'<figure>{thumbnail(path)}<a href="{text(path.resolve().as_uri())}">{name}</a>{rows}</figure>\n'
+    link = text(Path(os.path.realpath(path)).as_uri())
+    return f'<figure>{thumbnail(path)}<a href="{link}">{name}</a>{rows}</figure>\n'
 
 
 def section(title: str, figures: Iterable[str]) -> str:
@@ -155,9 +156,13 @@ def write_page(path: Path, title: str, sections: Iterable[str], about: Iterable[
     content = HEAD.format(title=text(title)) + lines + "".join(sections) + "</body>\n</html>\n"
     check_page(path)
     if is_stream(path):
-        path.write_text(content, encoding="utf-8")
+        try:
+            path.write_text(content, encoding="utf-8")
+        except OSError as error:
+            raise OSError(error.errno, error.strerror, str(path)) from None
     else:
-        write_atomically(path.resolve(), lambda temporary: temporary.write_text(content, encoding="utf-8"))
+        target = Path(os.path.realpath(path))
+        write_atomically(target, lambda temporary: temporary.write_text(content, encoding="utf-8"))
 
 
 def classification(results: list[dict]) -> list[str]:

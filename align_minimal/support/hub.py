@@ -90,6 +90,8 @@ def read_json(path: Path) -> dict:
     >>> read_json(find_file("emoji", "config.json"))["model_type"]
     'align'
     """
+    if Path(path).exists() and not Path(path).is_file():
+        raise ValueError(f"{path}: not a regular file")  # to open a pipe could wait for ever
     try:
         content = json.loads(
             Path(path).read_text(encoding="utf-8"), parse_float=_finite, parse_constant=_finite

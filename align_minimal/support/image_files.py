@@ -56,9 +56,16 @@ def open_image(
                 raise ValueError(f"{image.width} × {image.height} pixels, so none")
             if at_least:
                 image.draft(None, (at_least, at_least))
-            upright = ImageOps.exif_transpose(image)
+            try:
+                upright = ImageOps.exif_transpose(image)
+            except MemoryError:
+                raise
+            except Exception:  # EXIF that cannot be read: as the picture lies
+                upright = image
             upright.load()
             return upright
+    except MemoryError:
+        raise  # not the picture's fault
     except FileNotFoundError:
         raise FileNotFoundError(f"{name}: no such file") from None
     except Exception as error:  # a broken file can make Pillow raise nearly anything

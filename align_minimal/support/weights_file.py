@@ -16,7 +16,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from safetensors.torch import load_file
+from safetensors.torch import load, load_file
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
@@ -35,7 +35,7 @@ def read_tensors(path: Path) -> dict[str, Tensor]:
     torch.Size([160, 128])
     """
     try:
-        tensors = load_file(path) if path.suffix == ".safetensors" else _unpickle(path)
+        tensors = read_safetensors(path) if path.suffix == ".safetensors" else _unpickle(path)
     except pickle.UnpicklingError:
         raise ValueError(
             f"{path}: holds more than tensors, or is broken; refused without running it"
@@ -50,6 +50,19 @@ def read_tensors(path: Path) -> dict[str, Tensor]:
         if (problem := _not_plain(tensor)) is not None:
             raise ValueError(f"{path}: {plain(key)} is {problem}")
     return tensors
+
+
+def read_safetensors(path: Path) -> dict[str, Tensor]:
+    """The tensors of a file, mapped from disk; copied where the name is not UTF-8: safetensors refuses that.
+
+    >>> read_safetensors(Path("weights/emoji/model.safetensors"))["temperature"].shape
+    torch.Size([])
+    """
+    try:
+        str(path).encode()
+    except UnicodeEncodeError:
+        return load(path.read_bytes())
+    return load_file(path)
 
 
 def _unpickle(path: Path) -> Any:

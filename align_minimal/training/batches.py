@@ -112,7 +112,7 @@ def batches(
         for number in range(at.taken, len(found)):
             yield found[number], dataclasses.replace(at, taken=number + 1)
 
-    rest = [[pair] for pair in map(pairs.at, at.carry) if pair]
+    rest = [[pair] for pair in pairs.find(at.carry)]
     while True:
         for block, start in pairs.blocks(f"{seed} {at.epoch}", at.block, at.start):
             full, rest = fill_batches([*itertools.chain(*rest), *block], size)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import dataclasses
 import math
 import os
 import signal
@@ -138,6 +139,23 @@ def check_out(options: TrainOptions) -> None:
         raise FileExistsError(f"{foreign[0]}: not of a run to go on with, so it is not replaced")
 
 
+def begun_with(options: TrainOptions) -> TrainOptions:
+    """Of a run that is resumed, what it began with in place of what was not given, however long it is now.
+
+    >>> from pathlib import Path
+    >>> begun_with(TrainOptions(data=[], out=Path("no such folder"), resume=True)).optimizer is None
+    True
+    """
+    if options.resume and options.recipe == "auto":
+        for folder in checkpoints(options.out):
+            with contextlib.suppress(OSError, ValueError, KeyError, TypeError):
+                before = read_json(folder / "training.json")["options"]
+                missing = [name for name in PAPER if getattr(options, name) is None]
+                begun = {name: before[name] for name in missing if type(before[name]) is type(PAPER[name])}
+                return dataclasses.replace(options, **begun)
+    return options
+
+
 def check_readable(pairs: Pairs) -> None:
     """ValueError if not one image can be read; the first that can ends the search.
 
@@ -173,6 +191,7 @@ def prepare_data(options: TrainOptions) -> tuple[TrainOptions, Pairs, Pairs | No
     for some in (pairs, evaluation):
         if some is not None:
             check_readable(some)
+    options = begun_with(options)
     options = resolve(options, steps_of(options, pairs, options.batch_size or PAPER["batch_size"]))
     first, _ = next(batches(pairs, options.batch_size, options.seed))
     if len(first) < int(os.environ.get("WORLD_SIZE", 1)):

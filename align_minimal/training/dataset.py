@@ -5,12 +5,15 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import itertools
+import os
 import random
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 from .pairs import Pair, metadata_file, read_captions, read_folder
-from .shards import find_shards, read_shard
+from .shards import find_shards, is_plain, read_shard
+
+BEGINNING = 2**16  # bytes of a shard by which it is known again
 
 Place = tuple[
     int, int
@@ -33,7 +36,7 @@ class Pairs:
     """
 
     BUFFER = 8192  # pairs of a stream that are shuffled together; fewer where their pictures are held, too
-    PACKED_BUFFER = 2048
+    PACKED_BUFFER, PACKED_BYTES = 2048, 2**30
 
     def __init__(self, paths: Sequence[str | Path]):
         self.label = ", ".join(map(str, paths))
@@ -48,7 +51,10 @@ class Pairs:
                 self.seen.update(metadata.read_bytes())
             elif shards := find_shards(path):
                 self.shards += shards
-                self.seen.update("".join(f"{s.name} {s.stat().st_size}\n" for s in shards).encode())
+                for shard in shards:
+                    with open(shard, "rb") as file:  # in a tar's first header stands when a file was changed
+                        self.seen.update(b"%s %d" % (os.fsencode(shard.name), shard.stat().st_size))
+                        self.seen.update(file.read(BEGINNING))
             else:
                 self.pairs += (captioned := read_captions(path))
                 self.seen.update(repr([(p.name, p.texts) for p in captioned]).encode())
@@ -118,9 +124,28 @@ class Pairs:
             if some is None:
                 return
             packed = isinstance(some[0].image, bytes)
-            some = [some, *itertools.islice(stream, (self.PACKED_BUFFER if packed else self.BUFFER) - 1)]
+            some, held = [some], 0
+            while len(some) < (self.PACKED_BUFFER if packed else self.BUFFER):
+                held += len(some[-1][0].image) if isinstance(some[-1][0].image, bytes) else 0
+                if held >= self.PACKED_BYTES or (more := next(stream, None)) is None:
+                    break
+                some.append(more)
             block = list(self.kept(pair for pair, _ in some))
             yield random.Random(f"{seed} {number}").sample(block, len(block)), some[-1][1]
+
+    def find(self, places: Sequence[Place]) -> list[Pair]:
+        """The pairs that had these places, if they still exist. A compressed shard is read only once."""
+        found: dict[Place, Pair] = {}
+        for number in {number for number, _ in places if 0 <= number < len(self.shards)}:
+            if not is_plain(self.shards[number]):
+                wanted = {place for place in places if place[0] == number}
+                rest = read_shard(self.shards[number], number, min(start for _, start in wanted))
+                for pair in self.kept(pair for pair, _ in rest):
+                    if pair.place in wanted:
+                        found[pair.place] = pair
+                    if len(found.keys() & wanted) == len(wanted):
+                        break
+        return [pair for place in places if (pair := found.get(place) or self.at(place))]
 
     def at(self, place: Place) -> Pair | None:
         """The pair that had this `place`, or None if there is no such pair any more."""

@@ -161,4 +161,6 @@ def filter_pairs(pairs: Pairs) -> dict[str, int]:
         pairs.keep, keep.all_seen = keep, True
     if not kept:
         raise ValueError(f"{pairs.label}: the filters leave nothing ({keep.report()})")
-    return {"kept": kept, **keep.dropped}
+    report = {"kept": kept, **keep.dropped}
+    pairs.seen.update(repr(([pair.name for pair in pairs.pairs], report)).encode())
+    return report

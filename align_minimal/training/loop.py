@@ -115,14 +115,17 @@ class Trainer:
         return lasting(self.options, self.pairs, **more)
 
     def begin(self) -> None:
-        """Make the model, or take up the newest checkpoint."""
-        if self.options.resume and self.take_up():
-            return
-        if checkpoints(self.options.out):
-            raise ValueError(f"{self.options.out}: none of its checkpoints can be read; give another --out")
-        self.install(*new_model(self.options, self.pairs, self.steps))
+        """Make the model, or resume from the newest checkpoint: all processes from the same one."""
+        out = self.options.out
+        if not (self.options.resume and self.resume()):
+            if checkpoints(out):
+                raise ValueError(f"{out}: none of its checkpoints can be read; give another --out")
+            self.install(*new_model(self.options, self.pairs, self.steps))
+        steps = sorted({int(step) for step, _ in self.group.gather(self.step, self.drawn)})
+        if len(steps) > 1:
+            raise ValueError(f"{out}: processes would go on from steps {steps}; all must see the same --out")
 
-    def take_up(self) -> bool:
+    def resume(self) -> bool:
         """Go on from the newest whole checkpoint, after a warning for each newer one that is broken."""
         for folder in checkpoints(self.options.out):
             try:

@@ -9,6 +9,7 @@ import argparse
 import dataclasses
 import math
 import os
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -96,18 +97,24 @@ def resolve(options: TrainOptions, steps: int) -> TrainOptions:
     return dataclasses.replace(options, recipe="short" if short else "paper", **missing)
 
 
-def positive(text: str) -> int:
-    number = int(text)
-    if number < 1:
-        raise argparse.ArgumentTypeError(f"{text} is not at least 1")
+def whole(low: int, high: int = 10**12) -> Callable[[str], int]:
+    """A whole number of the command line.
+
+    >>> whole(1)("7")
+    7
+    """
+
+    def number(text: str) -> int:
+        if int(text) < low:
+            raise argparse.ArgumentTypeError(f"{text} is not at least {low}")
+        if int(text) > high:
+            raise argparse.ArgumentTypeError(f"{text:.40} is more than {high:,}")
+        return int(text)
+
     return number
 
 
-def count(text: str) -> int:
-    number = int(text)
-    if number < 0:
-        raise argparse.ArgumentTypeError(f"{text} is not at least 0")
-    return number
+positive, count = whole(1), whole(0)
 
 
 def share(text: str) -> float:
@@ -124,10 +131,12 @@ def at_least_zero(text: str) -> float:
     return number
 
 
-def above_zero(text: str) -> float:
+def temperature(text: str) -> float:
     number = at_least_zero(text)
     if not number:
         raise argparse.ArgumentTypeError(f"{text} is not above 0")
+    if not 1e-6 <= number <= 1e6:
+        raise argparse.ArgumentTypeError(f"{text} is not from 0.000001 to 1,000,000")
     return number
 
 
@@ -144,12 +153,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def add_model_arguments(group) -> None:
     model = group.add_mutually_exclusive_group()
     model.add_argument("--preset", choices=PRESETS, help="its size (default: emoji)")
-    model.add_argument("--config", metavar="FILE", help="a config.json instead of a preset")
-    model.add_argument("--init", metavar="DIR_OR_NAME", help="fine-tune this checkpoint, with its vocabulary")
+    model.add_argument("--config", type=given, metavar="FILE", help="a config.json instead of a preset")
+    tune = "fine-tune this checkpoint, with its vocabulary"
+    model.add_argument("--init", type=given, metavar="DIR_OR_NAME", help=tune)
     vocab = group.add_mutually_exclusive_group()
     pieces = "word pieces to learn at most (30522)"
     vocab.add_argument("--vocab-size", type=positive, metavar="N", help=pieces)
-    vocab.add_argument("--vocab", metavar="FILE", help="a vocab.txt, instead of learning one from the texts")
+    instead = "a vocab.txt, instead of learning one from the texts"
+    vocab.add_argument("--vocab", type=given, metavar="FILE", help=instead)
     side = "height and width of the pictures it sees (default: the preset's or checkpoint's)"
     group.add_argument("--image-size", type=positive, metavar="PIXELS", help=side)
     frozen = "a tower that stays as it is, of --init: only the other one learns"
@@ -166,7 +177,7 @@ def add_data_arguments(group) -> None:
     add("--eval", nargs="+", type=given, metavar="DATA", help=at_end)
     every = "measure on --eval every N steps too, and keep the best model in OUT/best"
     add("--eval-every", type=positive, metavar="N", help=every)
-    add("--workers", type=count, metavar="N", help="extra processes that read pictures (0: none)")
+    add("--workers", type=whole(0, 1000), metavar="N", help="extra processes that read pictures (0: none)")
 
 
 def add_recipe_arguments(group) -> None:
@@ -187,8 +198,9 @@ def add_recipe_arguments(group) -> None:
     smoothing = "how much of each target is spread over the whole batch (0.1)"
     add("--label-smoothing", type=share, metavar="SHARE", help=smoothing)
     fixed = "hold the temperature at this, as in table 8, instead of learning it"
-    add("--temperature", type=above_zero, metavar="SIGMA", help=fixed)
-    add("--seed", type=int, metavar="N", help="another number, other random choices (0)")
+    add("--temperature", type=temperature, metavar="SIGMA", help=fixed)
+    seed = whole(-(2**63), 2**63 - 1)
+    add("--seed", type=seed, metavar="N", help="another number, other random choices (0)")
 
 
 def add_run_arguments(group) -> None:

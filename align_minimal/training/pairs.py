@@ -82,7 +82,7 @@ def read_folder(folder: Path, columns: Sequence[str] = ("text", "caption")) -> l
     for line, row in (_json_rows if path.suffix == ".jsonl" else _csv_rows)(path):
         try:
             image = folder / _file_name(row, columns, folder)
-            column = next(column for column in columns if column in row)
+            column = next((column for column in columns if row.get(column) is not None), columns[0])
             pairs.append(make_pair(str(image), image, row[column], row, column))
         except ValueError as error:
             raise ValueError(f"{path}, line {line}: {error}") from None
@@ -185,7 +185,7 @@ def make_pair(
         raise ValueError(f"{column} must be a string or a list of strings, not {text!r:.80}")
     if not all(t.strip() for t in texts):
         raise ValueError(f"{column} is empty")
-    "".join([name, *texts]).encode()  # half a surrogate pair is a ValueError now, not in the last step
+    "".join(texts).encode()  # half a surrogate pair is a ValueError now, not in the last step
     concept, mirror = more.get("concept"), more.get("mirror", True)
     if not isinstance(concept, (str, int, type(None))):
         raise ValueError(f"concept must be a name, not {concept!r:.80}")

@@ -176,7 +176,8 @@ def score(result: dict) -> list[float]:
 
 @contextlib.contextmanager
 def locked(out: Path):
-    """Hold OUT/run.lock; ValueError if another run does. The system frees it however a run ends.
+    """Hold OUT/run.lock; ValueError if another run does. The system frees it however a run ends, at once:
+    unlike flock's, a lock of lockf is not handed on to worker processes, which may live a little longer.
 
     >>> import tempfile
     >>> with tempfile.TemporaryDirectory() as out, locked(Path(out)):
@@ -184,12 +185,18 @@ def locked(out: Path):
     True
     """
     out.mkdir(parents=True, exist_ok=True)
-    with open(out / "run.lock", "a") as file:
-        if fcntl:
-            try:
-                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except OSError:
-                raise ValueError(f"{out}: another run is training into this folder") from None
+    path = out / "run.lock"
+    if path.exists() and not path.is_file():
+        raise ValueError(f"{path}: not a regular file")  # to open a pipe could wait for ever
+    with open(path, "a") as file:
+        try:
+            if fcntl:
+                fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except (BlockingIOError, PermissionError):  # POSIX leaves the choice between the two
+            raise ValueError(f"{out}: another run is training into this folder") from None
+        except OSError as error:
+            reason = f"{error.strerror}, so another run into this folder would not be noticed"
+            warnings.warn(f"{path}: cannot be locked ({reason})", stacklevel=3)
         yield
 
 

@@ -102,7 +102,7 @@ class _Header(tarfile.TarInfo):
 
 def _samples(shard: Path, start: int) -> Iterator[tuple[str, dict, int, int]]:
     """For each key its files ({".jpg": Span or bytes, ".txt": bytes, …}), its start and the next one's."""
-    packed = not _is_plain(shard)
+    packed = not is_plain(shard)
     with open(shard, "rb", buffering=4096) as file:  # a text and two headers, but not much of a picture
         if not packed:
             file.seek(start)
@@ -147,7 +147,12 @@ def _plain_member(tar: tarfile.TarFile) -> tarfile.TarInfo | None:
     return member
 
 
-def _is_plain(shard: Path) -> bool:
+def is_plain(shard: Path) -> bool:
+    """Whether a tar is not compressed, so that one can go to any place in it.
+
+    >>> is_plain(Path("setup.cfg"))
+    True
+    """
     with open(shard, "rb") as file:
         return not file.read(6).startswith((b"\x1f\x8b", b"BZh", b"\xfd7zXZ\0"))
 

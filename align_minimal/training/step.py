@@ -29,12 +29,14 @@ def cannot_reach(options, steps: int, warmup: int, world: int) -> list[str]:
     """What a run of so many steps cannot reach, said before it starts. `options`: a resolved TrainOptions.
 
     >>> from align_minimal.training.options import TrainOptions, resolve
-    >>> options = resolve(TrainOptions([], "run", recipe="paper"), steps=30)
-    >>> cannot_reach(options, steps=30, warmup=3, world=1)[0].split(":")[0]
-    '30 steps of LAMB at 0.001 move each weight by at most 0.016 of its norm'
+    >>> options = resolve(TrainOptions([], "run", recipe="paper"), steps=31)
+    >>> cannot_reach(options, steps=31, warmup=3, world=1)[0].split(":")[0]
+    '31 steps of LAMB at 0.001 move each weight by at most 0.016 of its norm'
     """
     found, lamb = [], options.optimizer == "lamb"
-    way = sum(learning_rate(step, steps, warmup, options.lr) for step in range(1, steps + 1))
+    rise = min(steps, warmup)
+    way = options.lr * rise * (rise + 1) / (2 * max(1, warmup))  # the sum of all learning rates
+    way += learning_rate(rise + 1, steps, warmup, options.lr) * (steps - rise + 1) / 2 * (steps > rise)
     if not options.init and 0 < way < (0.5 if lamb else 0.02):
         name, length = ("LAMB", f"{way:.2g} of its norm") if lamb else ("AdamW", f"{way:.2g}")
         remedy = ", a higher --lr, or leave out --recipe and --optimizer" if lamb else " or a higher --lr"
@@ -43,7 +45,8 @@ def cannot_reach(options, steps: int, warmup: int, world: int) -> list[str]:
             f"too little to learn from scratch; give more --epochs{remedy}"
         )
     share = options.batch_size // world
-    if share // math.ceil(share / (options.chunk or share)) == 1 < options.batch_size:
+    alone = share // math.ceil(share / (options.chunk or share)) == 1 < options.batch_size
+    if alone and options.freeze != "image":
         found.append("BatchNorm sees one picture at a time: give larger batches or chunks")
     return found
 

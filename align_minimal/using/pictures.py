@@ -68,6 +68,9 @@ def list_folder(folder: Path) -> list[tuple[Path, bool]]:
     try:
         with os.scandir(folder) as entries:
             shown = [entry for entry in entries if not entry.name.startswith(".")]
+            for entry in shown:
+                if entry.is_symlink() and entry.is_dir():
+                    warnings.warn(f"skipped: {folder / entry.name}: a link to a folder", stacklevel=2)
             return [(folder / entry.name, entry.is_dir(follow_symlinks=False)) for entry in shown]
     except OSError as error:
         warnings.warn(f"skipped: {folder}: {error.strerror}", stacklevel=2)

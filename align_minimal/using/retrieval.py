@@ -133,7 +133,8 @@ def compose(
     """A query from vectors of length 1: image + weight · (text − minus), L2-normalized. (…, D) → (…, D)
 
     The paper's weights are 2 for texts and 1 for the image (section 7). Raises ValueError if both text and
-    image are missing, or the weight is not in [0.001, 1000]: beyond, rounding removes one of the two.
+    image are missing, if nothing is left after the subtraction, or if the weight is not in [0.001, 1000]:
+    beyond, rounding removes one of the two.
 
     >>> x, y = torch.eye(2)
     >>> compose(image=x, text=y)
@@ -144,7 +145,10 @@ def compose(
     if not 0.001 <= text_weight <= 1000:
         raise ValueError(f"text_weight must be from 0.001 to 1000, not {text_weight}")
     parts = [(text, text_weight), (image, 1.0), (minus, -text_weight)]
-    return F.normalize(sum(weight * part for part, weight in parts if part is not None), dim=-1)
+    query = sum(weight * part for part, weight in parts if part is not None)
+    if (query.norm(dim=-1) < 1e-4 * text_weight).any():  # only rounding is left
+        raise ValueError("nothing is left of a query from which the same is subtracted")
+    return F.normalize(query, dim=-1)
 
 
 def top_k(queries: Tensor, embeds: Tensor, k: int, block: int = 65_536) -> tuple[Tensor, Tensor]:

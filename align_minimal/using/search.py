@@ -23,13 +23,14 @@ from pathlib import Path
 
 import torch
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 from torch import Tensor
 from tqdm import tqdm
 
 from ..model import AlignModel
 from ..processor import AlignProcessor
 from ..support.hub import check_own, write_atomically
+from ..support.weights_file import read_safetensors
 from .pictures import find_in_folder
 from .retrieval import compose, embed_images, embed_texts, readable, top_k
 
@@ -75,7 +76,7 @@ def read_index(folder: Path, width: int) -> tuple[list[bytes], Tensor]:
     if not path.is_file():
         return [], torch.empty(0, width)
     try:
-        tensors = load_file(path)  # mapped into memory: a row is read from the disk when it is used
+        tensors = read_safetensors(path)  # mapped into memory: a row is read from the disk when it is used
         keys, embeds = tensors["keys"], tensors["embeddings"]
         rows = keys.shape[:1]
         if keys.shape != (*rows, 16) or embeds.shape != (*rows, width):
@@ -104,6 +105,15 @@ def check_index(folder: Path) -> None:
         check_own(folder / NAMES, MARK)  # a plain list has no mark: it is ours where embeddings with one are
 
 
+def list_of(names: list[str]) -> str:
+    r"""What names.json holds.
+
+    >>> list_of(["cat.jpg"])
+    '[\n"cat.jpg"\n]\n'
+    """
+    return json.dumps(names, indent=0) + "\n"
+
+
 def write_index(folder: Path, keys: list[bytes], names: list[str], embeds: Tensor) -> None:
     """Write both files, each of them whole or not at all.
 
@@ -121,14 +131,14 @@ def write_index(folder: Path, keys: list[bytes], names: list[str], embeds: Tenso
         "keys": torch.frombuffer(bytearray(b"".join(keys)), dtype=torch.uint8).view(-1, 16),  # (N, 16)
     }
     mark = json.loads(b"{%s}" % MARK)
-    text = json.dumps(names, indent=0) + "\n"
+    text = list_of(names)
     writers = {
         NAMES: lambda temporary: temporary.write_text(text, encoding="utf-8"),
         EMBEDDINGS: lambda temporary: save_file(tensors, temporary, metadata=mark),
     }
     order = (NAMES, EMBEDDINGS) if (folder / EMBEDDINGS).exists() else (EMBEDDINGS, NAMES)
     for name in order:
-        path = (folder / name).resolve()  # a link stays, and the file that it leads to is written
+        path = Path(os.path.realpath(folder / name))  # a link stays, and the file that it leads to is written
         try:
             write_atomically(path, writers[name])
         except FileNotFoundError:  # the folder was deleted meanwhile: once more, in a new one
@@ -182,8 +192,7 @@ class ImageIndex:
             check_index(self.index)
         self.pictures = self.find()
         self.keys, self.embeds = read_index(self.index, model.config.projection_dim)
-        complete = self.keys == list(self.pictures) and (self.index / NAMES).exists()
-        self.embedded = 0 if complete else self.update()
+        self.embedded = 0 if self.holds(list(self.pictures)) else self.update()
         if not self.keys:
             raise ValueError(f"{self.folder}: no picture here could be read")
         self.paths = [self.pictures[key] for key in self.keys]
@@ -199,7 +208,7 @@ class ImageIndex:
         return pictures
 
     def own_folder(self) -> Path:
-        digest = hashlib.sha256(self.digest + os.fsencode(self.folder.resolve())).hexdigest()
+        digest = hashlib.sha256(self.digest + os.fsencode(os.path.realpath(self.folder))).hexdigest()
         return cache_folder() / digest[:32]
 
     def key(self, path: Path) -> bytes:
@@ -242,13 +251,22 @@ class ImageIndex:
         """Write and return the rows that are still wanted, old and new, in the order of the pictures."""
         row = {key: i for i, key in enumerate([*self.keys, *fresh])}
         keys = [key for key in self.pictures if key in row]
-        if keys == self.keys and (self.index / NAMES).exists():
+        if self.holds(keys):
             return self.keys, self.embeds
         embeds = torch.cat([self.embeds, *(x[None] for x in fresh.values())])[[row[key] for key in keys]]
-        names = [str(self.pictures[key].relative_to(self.folder)) for key in keys]
         if keys:
-            write_index(self.index, keys, names, embeds)
+            write_index(self.index, keys, self.names(keys), embeds)
         return keys, embeds
+
+    def names(self, keys: list[bytes]) -> list[str]:
+        return [str(self.pictures[key].relative_to(self.folder)) for key in keys]
+
+    def holds(self, keys: list[bytes]) -> bool:
+        """Whether the index has these rows in this order, and beside them their names."""
+        with contextlib.suppress(OSError, ValueError):
+            text = (self.index / NAMES).read_text(encoding="utf-8")
+            return keys == self.keys and text == list_of(self.names(keys))
+        return False
 
     def queries(
         self,

@@ -492,6 +492,13 @@ def bad_files(folder: Path, picture: Image.Image) -> dict[str, tuple[Path, str]]
     return files | {"folder": (folder, "a folder")}
 
 
+@pytest.mark.parametrize("kind", ["png", "jpeg", "webp"])
+def test_a_picture_whose_exif_cannot_be_read_lies_as_it_is(tmp_path, kind):
+    path = tmp_path / f"a.{kind}"
+    Image.new("RGB", (4, 2), "red").save(path, exif=b"Exif\0\0zzzz not an exif block")
+    assert load_image(path).size == (4, 2)
+
+
 def test_a_file_that_is_no_whole_picture_is_named_in_one_line_and_closed(tmp_path, picture):
     gc.collect()  # what other tests left open is not this one's
     with warnings.catch_warnings(record=True) as caught:

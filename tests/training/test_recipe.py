@@ -1,6 +1,7 @@
 """Defaults follow the length of the run, and what it cannot reach is said before it starts."""
 
 import json
+import time
 
 import pytest
 import torch
@@ -72,11 +73,16 @@ def test_the_paper_s_recipe_is_one_flag_away(folder, capsys):
 
 
 def test_what_is_said_of_the_way_is_the_sum_of_the_rates():
-    options = resolve(TrainOptions(data=[], out="run", recipe="paper"), 30)
-    way = sum(learning_rate(step, 30, 3, 1e-3) for step in range(1, 31))
-    (said,) = cannot_reach(options, 30, 3, 1)
+    options = resolve(TrainOptions(data=[], out="run", recipe="paper"), 31)
+    way = sum(learning_rate(step, 31, 3, 1e-3) for step in range(1, 32))
+    (said,) = cannot_reach(options, 31, 3, 1)
     assert f"at most {way:.2g} of its norm" in said
     assert cannot_reach(options, 2000, 200, 1) == []
+    for steps, warmup in ((7, 0), (7, 7), (5, 9), (41, 38)):
+        way = sum(learning_rate(step, steps, warmup, 1e-3) for step in range(1, steps + 1))
+        assert f"at most {way:.2g} of its norm" in cannot_reach(options, steps, warmup, 1)[0]
+    start = time.perf_counter()
+    assert cannot_reach(options, 10**12, 10**11, 1) == [] and time.perf_counter() - start < 1
     assert cannot_reach(resolve(TrainOptions(data=[], out="run"), 234), 234, 23, 1) == []
     assert cannot_reach(resolve(TrainOptions(data=[], out="run", init="x"), 3), 3, 1, 1) == []
 

@@ -1,5 +1,7 @@
 """What a resumed run says of changes, and what it takes for whole."""
 
+import dataclasses
+import errno
 import json
 import os
 import shutil
@@ -10,13 +12,23 @@ from pathlib import Path
 
 import pytest
 import torch
+from PIL import Image
 from safetensors.torch import load_file, save_file
 
 from align_minimal import AlignModel, AlignProcessor, BertTokenizer
 from align_minimal.__main__ import main
 from align_minimal.training import command, loop, run_folder
+from align_minimal.training.options import TrainOptions
 from align_minimal.training.run_folder import Run, checkpoints, digest
-from tests.training.tiny_training import TEXTS, metrics, newest, start, write_config, write_pairs
+from tests.training.tiny_training import (
+    TEXTS,
+    metrics,
+    newest,
+    start,
+    write_config,
+    write_metadata,
+    write_pairs,
+)
 from tests.using.test_cli import run
 
 
@@ -226,6 +238,41 @@ def test_a_pipe_in_the_place_of_metrics_is_refused_and_not_waited_for(folder, be
     assert status == 1 and "metrics.jsonl: not a regular file" in err
 
 
+def test_a_folder_whose_name_is_not_utf_8_can_be_trained_into_and_resumed(folder, tmp_path, capsys):
+    out = tmp_path / os.fsdecode(b"out\xff")
+    for steps, more in ((4, ()), (6, ("--resume",))):
+        status, _, err = run(capsys, *arguments(folder, out, *more, steps=steps))
+        assert status == 0 and "passed over" not in err, err
+    assert len(metrics(out)) == 6 and AlignModel.from_pretrained(out)
+
+
+def test_what_was_not_given_is_what_the_run_began_with_however_long_it_gets(folder, tmp_path, capsys):
+    """A short run takes AdamW by itself, and one of 10,000 steps LAMB."""
+    argv = ["train", folder / "data", "--out", tmp_path / "out", "--config", folder / "config.json"]
+    assert run(capsys, *argv, "--steps", 2, "--batch-size", 8)[0] == 0
+    options = TrainOptions([folder / "data"], tmp_path / "out", resume=True, steps=10_000)
+    begun = command.prepare_data(options)[0]
+    assert (begun.optimizer, begun.batch_size, begun.lr) == ("adamw", 8, 1e-3)
+    asked = command.prepare_data(dataclasses.replace(options, recipe="paper"))[0]
+    assert asked.optimizer == "lamb"
+
+
+def test_pictures_that_the_filter_drops_since_are_noticed(tmp_path, capsys):
+    """Their sizes stand in no metadata."""
+    data = tmp_path / "data"
+    write_pairs(data)
+    rows = [json.loads(line) for line in (data / "metadata.jsonl").read_text().splitlines()]
+    write_metadata(data, [row | {"text": f"a {row['text']} bar"} for row in rows])
+    for path in data.glob("*.png"):
+        Image.open(path).resize((240, 240)).save(path)
+    write_config(tmp_path / "config.json")
+    argv = arguments(tmp_path, tmp_path / "out", "--filter")
+    assert run(capsys, *argv)[0] == 0
+    assert "data that have changed" not in run(capsys, *argv, "--resume")[2]
+    Image.open(data / "0.png").resize((24, 24)).save(data / "0.png")
+    assert "resuming with data that have changed: a new epoch begins" in run(capsys, *argv, "--resume")[2]
+
+
 # ---- two runs, and killed workers
 
 
@@ -242,11 +289,13 @@ main(sys.argv[1:])
 """
 
 
+@pytest.mark.parametrize("workers", [0, 1])
 def test_a_second_run_into_the_same_folder_is_refused_and_a_killed_one_blocks_nobody(
-    folder, tmp_path, capsys
+    folder, tmp_path, capsys, workers
 ):
+    """A worker lives for up to five seconds longer, but does not hold the lock."""
     out = tmp_path / "out"
-    with start([sys.executable, "-c", WAIT, *arguments(folder, out)]) as process:
+    with start([sys.executable, "-c", WAIT, *arguments(folder, out, "--workers", workers)]) as process:
         assert process.stdout.readline() == "learning\n"
         for more in ((), ("--resume",)):
             status, printed, err = run(capsys, *arguments(folder, out, *more))
@@ -255,6 +304,23 @@ def test_a_second_run_into_the_same_folder_is_refused_and_a_killed_one_blocks_no
         process.kill()
     assert run(capsys, *arguments(folder, out))[0] == 0
     assert len(metrics(out)) == 4
+
+
+def test_a_file_system_without_locks_is_said_and_trained_on(folder, tmp_path, capsys, monkeypatch):
+    def refuse(file, how):
+        raise OSError(errno.ENOSYS, "Function not implemented")
+
+    monkeypatch.setattr(run_folder.fcntl, "lockf", refuse)
+    status, _, err = run(capsys, *arguments(folder, tmp_path / "out"))
+    assert status == 0 and "run.lock: cannot be locked (Function not implemented" in err
+
+
+@pytest.mark.parametrize("name", ["run.lock", "checkpoints/step-0000004/training.json"])
+def test_a_pipe_in_the_run_s_folder_is_not_waited_for(folder, begun, capsys, name):
+    (begun / name).unlink(missing_ok=True)
+    os.mkfifo(begun / name)
+    status, _, err = run(capsys, *arguments(folder, begun, "--resume"))
+    assert (status == 1) == (name == "run.lock") and f"{begun / name}: not a regular file" in err
 
 
 KILL_WORKER = """

@@ -8,10 +8,11 @@ import signal
 import tarfile
 import time
 import tracemalloc
+from pathlib import Path
 
 import pytest
 
-from align_minimal.training import shards
+from align_minimal.training import dataset, shards
 from align_minimal.training.batches import batches
 from align_minimal.training.dataset import Pairs
 from align_minimal.training.pairs import Span
@@ -71,6 +72,42 @@ def test_each_pair_s_place_leads_to_it_and_to_the_rest(tmp_path, name, mode):
         assert [p for p, _ in shards.read_shard(shard, 0, after)] == [p for p, _ in found[i + 1 :]]
     for wrong in ((0, 2**60), (3, 0), (0, 7)):
         assert Pairs([shard]).at(wrong) is None
+
+
+def write_shard(path: Path, mode: str, text: str, count: int = 9) -> Path:
+    with tarfile.open(path, mode) as tar:
+        for name, content in plain(count).items():
+            content = text.encode() if name.endswith(".txt") else content
+            member = tarfile.TarInfo(name)
+            member.size = len(content)
+            tar.addfile(member, io.BytesIO(content))
+    return path
+
+
+def test_pairs_that_were_carried_are_found_in_one_pass_of_a_compressed_shard(tmp_path, monkeypatch):
+    pairs, opened = Pairs([write_shard(tmp_path / "a.tar.gz", "w:gz", "a cat")]), []
+    everything = [pair for block, _ in pairs.blocks("seed") for pair in block]
+    places = [pair.place for pair in everything[:6]]
+    real = dataset.read_shard
+    monkeypatch.setattr(dataset, "read_shard", lambda *given: opened.append(given) or real(*given))
+    assert pairs.find([*places, places[0]]) == [*everything[:6], everything[0]] and len(opened) == 1
+    assert pairs.find([]) == [] and pairs.find([(7, 0)]) == []
+
+
+def test_compressed_pairs_are_held_by_their_bytes_too(tmp_path, monkeypatch):
+    pairs = Pairs([write_shard(tmp_path / "a.tar.gz", "w:gz", "a cat")])
+    assert [len(block) for block, _ in pairs.blocks("seed")] == [9]
+    monkeypatch.setattr(Pairs, "PACKED_BYTES", 2 * len(plain(1)["p0.png"]) + 1)
+    blocks = list(pairs.blocks("seed"))
+    assert [len(block) for block, _ in blocks] == [3, 3, 3]
+    again = [block for start in range(1, 3) for block, _ in pairs.blocks("seed", start, blocks[start - 1][1])]
+    assert again == [block for block, _ in blocks[1:]] + [blocks[2][0]]
+
+
+def test_a_shard_of_the_same_size_with_other_texts_is_another(tmp_path):
+    path = tmp_path / "a.tar"
+    cats, dogs = (Pairs([write_shard(path, "w", text)]).seen.digest() for text in ("a cat", "a dog"))
+    assert cats != dogs and cats == Pairs([write_shard(path, "w", "a cat")]).seen.digest()
 
 
 @pytest.mark.parametrize("packed", [False, True], ids=["tar", "tar.gz"])

@@ -21,10 +21,11 @@ import torch.distributed as dist
 from align_minimal import AlignModel, AlignProcessor, BertTokenizer, contrastive_loss
 from align_minimal.__main__ import main
 from align_minimal.support.hub import weights_folder
-from align_minimal.training import command, run_folder
+from align_minimal.training import command, loop, run_folder
 from align_minimal.training.batches import BatchStream, Prepare
 from align_minimal.training.build import new_model
 from align_minimal.training.dataset import Pairs
+from align_minimal.training.loop import Trainer
 from align_minimal.training.options import TrainOptions
 from align_minimal.training.processes import Processes, processes
 from align_minimal.training.run_folder import checkpoints, model_files
@@ -81,6 +82,11 @@ def arguments(folder: Path, out: Path, *more, config: bool = True) -> list[str]:
         (["--lr", "-1"], ["--lr", "-1"]),
         (["--lr", "nan"], ["--lr", "nan"]),
         (["--temperature", "0"], ["--temperature", "above 0"]),
+        (["--temperature", "1e300"], ["--temperature", "1e300"]),
+        (["--temperature", "1e-50"], ["--temperature", "1e-50"]),
+        (["--seed", str(10**25)], ["--seed", str(10**25)]),
+        (["--steps", str(10**400)], ["--steps", "more than"]),
+        (["--workers", "1000000"], ["--workers", "1000000"]),
         (["--label-smoothing", "1"], ["--label-smoothing", "1"]),
         (["--warmup", "-1"], ["--warmup", "-1"]),
         (["--workers", "-1"], ["--workers", "-1"]),
@@ -327,6 +333,18 @@ def first_loss(folder: Path, out: Path) -> float:
         shares.append(encode(batch)[:2])
     text, image = (torch.cat(share) for share in zip(*shares, strict=True))
     return contrastive_loss(text, image, model.temperature).item()
+
+
+def test_processes_that_see_different_folders_do_not_begin(tmp_path, monkeypatch):
+    """One resumes at step 4. For the other, on a machine of its own, there is nothing to resume from."""
+    options = TrainOptions(data=[], out=tmp_path, steps=9, batch_size=8, resume=True)
+    group = Processes()
+    monkeypatch.setattr(group, "gather", lambda step, drawn: [[4, 4], [step, drawn]])
+    monkeypatch.setattr(loop, "new_model", lambda *given: (None, None))
+    trainer = Trainer(options, group, Pairs([]))
+    monkeypatch.setattr(trainer, "install", lambda model, processor: None)
+    with pytest.raises(ValueError, match=r"would go on from steps \[0, 4\]; all must see the same --out"):
+        trainer.begin()
 
 
 def test_two_processes_train_as_one_and_resume(folder, tmp_path):

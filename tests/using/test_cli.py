@@ -360,3 +360,81 @@ def test_python_m_and_a_closed_pipe_end_without_a_traceback(checkpoint, pictures
     with subprocess.Popen(argv, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
         process.stdout.close()
         assert b"Traceback" not in process.stderr.read()
+
+
+# ---- odd circumstances
+
+
+@pytest.mark.parametrize(
+    "argv",
+    [
+        ["train", "DATA", "--out", "OUT", "--init", ""],
+        ["train", "DATA", "--out", "OUT", "--config", ""],
+        ["train", "DATA", "--out", "OUT", "--vocab", ""],
+        ["classify", "DATA", "--labels", "dog", "--html", ""],
+        ["classify", "DATA", "--labels", "dog", "--model", ""],
+        ["search", "DATA", "dog", "--index", ""],
+        ["trace", "", "dog"],
+    ],
+    ids=lambda argv: " ".join(argv[:1] + argv[-2:]),
+)
+def test_the_name_of_an_unset_variable_changes_no_task_in_silence(capsys, argv):
+    refused(capsys, *argv, status=2, says=["an empty name"])
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        MemoryError(),
+        RuntimeError(
+            "[enforce fail at alloc_cpu.cpp:117] . DefaultCPUAllocator: can't allocate memory: you tried"
+        ),
+        RuntimeError("can't start new thread"),
+        torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 GiB."),
+    ],
+    ids=lambda error: str(error)[-20:],
+)
+def test_too_little_memory_is_no_mistake_of_ours(capsys, checkpoint, pictures, monkeypatch, error):
+    monkeypatch.setattr(AlignModel, "get_image_features", lambda *given, **more: (_ for _ in ()).throw(error))
+    argv = ["classify", pictures, "--labels", "dog", "--model", checkpoint]
+    refused(capsys, *argv, status=1, says=[f"no memory left for this ({str(error) or 'MemoryError'})"])
+
+
+def test_a_picture_for_which_no_memory_is_left_is_not_called_broken(
+    capsys, checkpoint, pictures, monkeypatch
+):
+    def full(image):
+        raise MemoryError
+
+    monkeypatch.setattr("PIL.ImageOps.exif_transpose", full)
+    argv = ["classify", pictures, "--labels", "dog", "--model", checkpoint]
+    refused(capsys, *argv, status=1, says=["no memory left"])
+
+
+@pytest.mark.parametrize("name", ["hpu", "privateuseone", "mkldnn", "no such"])
+def test_a_device_that_is_not_there_is_named_in_a_line_that_can_be_read(capsys, pictures, name):
+    argv = ["classify", pictures, "--labels", "dog", "--device", name]
+    refused(capsys, *argv, status=2, says=[f"--device {name}: "])
+    assert len(run(capsys, *argv)[2]) < 320
+
+
+def test_a_page_has_the_longest_name_there_can_be_and_a_full_device_is_named(
+    capsys, checkpoint, pictures, tmp_path
+):
+    page = tmp_path / ("x" * 250 + ".html")
+    argv = ["classify", pictures, "--labels", "dog", "--model", checkpoint, "--html"]
+    assert run(capsys, *argv, page)[0] == 0 and page.stat().st_size > 1000
+    status, _, err = run(capsys, *argv, "/dev/full")
+    assert status == 1 and err == "align-minimal: [Errno 28] No space left on device: '/dev/full'\n"
+
+
+def test_pairs_in_a_folder_whose_name_is_not_utf_8_are_evaluated(capsys, checkpoint, tmp_path):
+    folder = tmp_path / os.fsdecode(b"pairs\xff")
+    folder.mkdir()
+    rows = []
+    for name, color in (("a.png", "red"), ("b.png", "blue")):
+        Image.new("RGB", (40, 30), color).save(folder / name)
+        rows.append(json.dumps({"file_name": name, "text": None, "caption": f"a {color} apple"}))
+    (folder / "metadata.jsonl").write_text("\n".join(rows))
+    status, out, err = run(capsys, "evaluate", folder, "--model", checkpoint, "--json")
+    assert (status, json.loads(out)["texts"]) == (0, 2), err

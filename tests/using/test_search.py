@@ -601,14 +601,14 @@ def test_one_that_vanishes_before_it_is_read_is_made_anew(
 ):
     argv = [pictures, "a dog", "--index", tmp_path / "index", "--model", checkpoint]
     first = answers(capsys, *argv)
-    real = search.load_file
+    real = search.read_safetensors
 
     def vanished(path):
         shutil.rmtree(path.parent, ignore_errors=True)
-        monkeypatch.setattr(search, "load_file", real)
+        monkeypatch.setattr(search, "read_safetensors", real)
         return real(path)
 
-    monkeypatch.setattr(search, "load_file", vanished)
+    monkeypatch.setattr(search, "read_safetensors", vanished)
     assert answers(capsys, *argv) == first
 
 
@@ -776,6 +776,63 @@ def test_a_query_that_is_not_unicode_is_a_query(capsys, checkpoint, pictures):
     assert answers(capsys, pictures, query, "--top", 1, "--model", checkpoint)[0]["query"] == query
     status, out, _ = run(capsys, "search", pictures, query, "--top", 1, "--model", checkpoint)
     assert status == 0 and out.splitlines()[0] == "a \\udcff dog\\n"
+
+
+@pytest.mark.parametrize("content", ['["garbage"]', "", "[", None])
+def test_names_json_is_what_the_rows_are_whatever_became_of_it(
+    capsys, checkpoint, pictures, tmp_path, content, tower
+):
+    argv = [pictures, "a dog", "--index", tmp_path / "index", "--model", checkpoint]
+    answers(capsys, *argv)
+    path = tmp_path / "index" / "names.json"
+    right, _ = path.read_text(), tower.seen()
+    path.unlink()
+    if content is not None:
+        path.write_text(content)
+    answers(capsys, *argv)
+    assert path.read_text() == right and tower.seen() == 0
+
+
+def test_a_name_left_from_a_call_that_was_killed_goes(capsys, checkpoint, pictures, tmp_path, monkeypatch):
+    """Killed between the two files, after a picture was added that is then deleted."""
+    argv = [pictures, "a dog", "--index", tmp_path / "index", "--model", checkpoint]
+    answers(capsys, *argv)
+    draw(pictures / "new.png", 50)
+    with monkeypatch.context() as patch:
+        patch.setattr(search, "save_file", lambda *given, **more: (_ for _ in ()).throw(OSError(28, "full")))
+        assert run(capsys, "search", *argv)[0] == 1
+    assert "new.png" in (tmp_path / "index" / "names.json").read_text()
+    (pictures / "new.png").unlink()
+    answers(capsys, *argv)
+    assert sorted(json.loads((tmp_path / "index" / "names.json").read_text())) == sorted(NAMES)
+
+
+def test_an_index_whose_name_is_not_utf_8_is_used_again(capsys, checkpoint, pictures, tmp_path, tower):
+    argv = [pictures, "a dog", "--index", tmp_path / os.fsdecode(b"index\xff"), "--model", checkpoint]
+    first = answers(capsys, *argv)
+    assert tower.seen() == len(NAMES)
+    assert answers(capsys, *argv) == first and tower.seen() == 0
+
+
+def test_a_folder_behind_a_link_is_left_out_and_that_is_said(capsys, checkpoint, pictures, tmp_path):
+    draw(tmp_path / "elsewhere" / "x.png", 60)
+    (pictures / "link").symlink_to(tmp_path / "elsewhere")
+    status, out, err = run(capsys, "search", pictures, "a dog", "--model", checkpoint)
+    assert status == 0 and "x.png" not in out
+    assert f"align-minimal: warning: skipped: {pictures / 'link'}: a link to a folder\n" in err
+
+
+def test_a_query_of_which_nothing_is_left_is_no_answer(capsys, checkpoint, pictures):
+    argv = ["search", pictures, "a dog", "--minus", "a dog", "--model", checkpoint]
+    refused(capsys, *argv, status=1, says=["nothing is left of a query"])
+
+
+def test_links_in_a_circle_are_no_mistake_of_ours(capsys, checkpoint, pictures, tmp_path):
+    loop = tmp_path / "loop.html"
+    loop.symlink_to(loop)
+    refused(capsys, "search", loop, "a dog", "--model", checkpoint, status=1, says=["no such folder"])
+    argv = ["search", pictures, "a dog", "--index", loop / "index", "--model", checkpoint]
+    refused(capsys, *argv, status=1, says=["loop.html"])
 
 
 # ---- in Python ---------------------------------------------------------------------------------------------

@@ -65,7 +65,7 @@ class AlignTextConfig(Config):
     type_vocab_size: int = 2  # first or second text; ALIGN has one
     initializer_range: float = 0.02
     layer_norm_eps: float = 1e-12
-    pad_token_id: int = 0
+    pad_token_id: int | None = 0  # whose embedding stays zero; None: no token's does
     position_embedding_type: str = "absolute"  # or relative_key, relative_key_query, which no ALIGN uses
     use_cache: bool = True  # an option of decoders: kept because it is in the file, used nowhere
 
@@ -114,7 +114,7 @@ class AlignVisionConfig(Config):
     part_of_align: ClassVar[str | None] = "vision_config"
 
     num_channels: int = 3
-    image_size: int = 600
+    image_size: int | list[int] = 600
     width_coefficient: float = 2.0
     depth_coefficient: float = 3.1
     depth_divisor: int = 8  # Hugging Face's name: numbers of channels are multiples of it

@@ -16,6 +16,13 @@ from .values import Kind, above_0, check_values, list_of, rate, shown, switch, w
 # ---- configurations
 
 
+def _sides(value: Any) -> str | None:
+    """One side, a whole number above 0, or a list of two: height and width."""
+    sides = value if isinstance(value, (list, tuple)) and len(value) == 2 else [value]
+    wrong = next(filter(None, map(whole(), sides)), None)
+    return wrong and f"{wrong}, or a list of two"
+
+
 # What a field's value must be, by its name: the same for a keyword and for a key of config.json.
 STAGE_LIST = list_of(whole(), "whole numbers above 0", most=1000)
 TEXT_KINDS: dict[str, Kind] = {
@@ -34,7 +41,7 @@ TEXT_KINDS: dict[str, Kind] = {
 }
 VISION_KINDS: dict[str, Kind] = {
     "num_channels": whole(),
-    "image_size": whole(),
+    "image_size": _sides,
     "depth_divisor": whole(),
     "hidden_dim": whole(),
     "drop_connect_rate": rate,
@@ -74,7 +81,7 @@ def check_text_config(config: Any) -> None:
     """
     check_values(vars(config), TEXT_KINDS)
     pad = config.pad_token_id
-    if whole(0)(pad) or pad >= config.vocab_size:
+    if pad is not None and (whole(0)(pad) or pad >= config.vocab_size):
         raise ValueError(f"pad_token_id must lie in [0, {config.vocab_size}), not {shown(pad)}")
     if config.hidden_size % config.num_attention_heads:
         raise ValueError(

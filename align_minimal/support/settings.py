@@ -154,7 +154,8 @@ class Config(Settings):
 
     def __setattr__(self, name, value):
         check_options(type(self).__name__, {name: value})
-        super().__setattr__(name, value)
+        # A file has no tuples: what is saved and read again shall be equal.
+        super().__setattr__(name, list(value) if isinstance(value, tuple) else value)
 
     @classmethod
     def part(cls, content: dict[str, Any]) -> dict[str, Any]:

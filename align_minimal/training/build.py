@@ -32,6 +32,18 @@ def new_tokenizer(options: TrainOptions, pairs: Pairs, config: AlignConfig) -> B
     return BertTokenizer.train(texts, options.vocab_size or 30522, model_max_length=longest)
 
 
+def one_side(size: int | list[int]) -> int:
+    """The side of the square pictures that a configuration's image_size means. ValueError if none are square.
+
+    >>> one_side(289), one_side([289, 289])
+    (289, 289)
+    """
+    sides = {size} if isinstance(size, int) else set(size)
+    if len(sides) > 1:
+        raise ValueError(f"image_size={size} is not square: train takes square pictures alone (--image-size)")
+    return sides.pop()
+
+
 def new_image_processor(size: int, augment: str) -> EfficientNetImageProcessor:
     """For evaluation the paper's resize and central crop; drawings, which fill their frame, are not cropped.
 
@@ -101,6 +113,7 @@ def new_model(options: TrainOptions, pairs: Pairs, steps: int) -> tuple[AlignMod
             raise ValueError(f"{options.config}: not a regular file")  # to open a pipe could wait for ever
         try:
             config = AlignConfig.from_dict(read_json(Path(options.config)))
+            one_side(options.image_size or config.vision_config.image_size)  # before a vocabulary is learnt
         except (TypeError, ValueError) as error:
             message = str(error).removeprefix(f"{options.config}: ")
             raise ValueError(f"{options.config}: {message}") from None
@@ -114,7 +127,7 @@ def new_model(options: TrainOptions, pairs: Pairs, steps: int) -> tuple[AlignMod
     vision = config.vision_config
     vision.image_size = options.image_size or vision.image_size
     vision.batch_norm_momentum = min(vision.batch_norm_momentum, max(0.0, 1 - 20 / steps))
-    image_processor = new_image_processor(config.vision_config.image_size, options.augment)
+    image_processor = new_image_processor(one_side(vision.image_size), options.augment)
     torch.manual_seed(options.seed)
     return AlignModel(config), AlignProcessor(image_processor, tokenizer)
 

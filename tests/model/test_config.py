@@ -10,6 +10,7 @@ from align_minimal import (
     AlignConfig,
     AlignModel,
     AlignTextConfig,
+    AlignTextModel,
     AlignVisionConfig,
     AlignVisionModel,
 )
@@ -317,6 +318,36 @@ BAD = [
     (AlignConfig, dict(temperature_init_value=0), "temperature_init_value must be a number above 0, not 0"),
     (AlignConfig, dict(text_config=dict(vocab_size=-1)), "vocab_size must be"),
 ]
+
+
+@pytest.mark.parametrize("given", [[289, 300], (289, 300)], ids=["list", "tuple"])
+def test_an_image_size_may_be_a_height_and_a_width(given, tmp_path):
+    config = AlignVisionConfig(image_size=given)
+    config.save_pretrained(tmp_path)
+    assert json.loads((tmp_path / "config.json").read_text())["image_size"] == [289, 300]
+    assert AlignVisionConfig.from_pretrained(tmp_path) == config
+    for bad in ([289], [289, 300, 3], [289, 0], [[289], 300], "289"):
+        with pytest.raises(ValueError, match=r"image_size must be .*, or a list of two, not"):
+            AlignVisionConfig(image_size=bad)
+
+
+def test_tuples_are_the_lists_of_the_file():
+    assert AlignVisionConfig(strides=(1, 2, 2, 2, 1, 2, 1)) == AlignVisionConfig()
+    config = AlignVisionConfig()
+    config.kernel_sizes = tuple(config.kernel_sizes)
+    assert config == AlignVisionConfig()
+
+
+def test_without_a_padding_token_every_embedding_starts_at_random_and_learns(tmp_path):
+    config = AlignTextConfig(**CUSTOM_TEXT | dict(pad_token_id=None))
+    config.save_pretrained(tmp_path)
+    assert AlignTextConfig.from_pretrained(tmp_path) == config
+    table = AlignTextModel(config).get_input_embeddings()
+    assert table.padding_idx is None and table.weight.all()
+    if transformers and not OLD:
+        sizes = known(CUSTOM_TEXT | dict(pad_token_id=None))
+        theirs = transformers.AlignTextModel(transformers.AlignTextConfig(**sizes)).get_input_embeddings()
+        assert theirs.padding_idx is None and theirs.weight.all()
 
 
 @pytest.mark.parametrize(("kind", "keywords", "message"), BAD)

@@ -170,6 +170,7 @@ def test_without_a_checkpoint_to_resume_from_resume_destroys_nothing(capsys, fol
         ("{", "JSON"),
         ("[]", "list"),
         ('{"vision_config": {"image_size": "16"}}', "image_size"),
+        ('{"vision_config": {"image_size": [16, 24]}}', "image_size=[16, 24] is not square"),
         ('{"text_config": 3}', "text_config"),
     ],
 )

@@ -50,7 +50,7 @@ class BertTokenizer:
     'red cats'
     """
 
-    model_input_names = ("input_ids", "token_type_ids", "attention_mask")
+    model_input_names = vocab_files.Only(vocab_files.INPUT_NAMES)
     padding_side, truncation_side = vocab_files.Only("right"), vocab_files.Only("right")
 
     def __init__(
@@ -278,7 +278,8 @@ class BertTokenizer:
 
     @classmethod
     def from_pretrained(cls, name: str | Path, **overrides) -> BertTokenizer:
-        """Read vocab.txt or tokenizer.json, and tokenizer_config.json if there, of a folder or hub name.
+        """Read vocab.txt or tokenizer.json of a folder or hub name, and, if they are there,
+        tokenizer_config.json and special_tokens_map.json.
 
         `overrides` are the constructor's keywords, and replace what stands in the file. ValueError naming the
         file for what is wrong or not supported in it, TypeError for an override that is no keyword.

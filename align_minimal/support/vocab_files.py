@@ -9,22 +9,26 @@ from typing import Any
 
 from .hub import find_file, read_json, write_atomically, write_json
 from .settings import check_keywords
-from .values import check_values, mapping, one_of, shown, switch, whole
+from .values import check_values, mapping, one_of, plain, shown, switch, whole
 
 SPECIAL_TOKENS = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
 ROLES = ("pad_token", "unk_token", "cls_token", "sep_token", "mask_token")
 # The constructor's arguments, and what it reads of tokenizer_config.json.
 OPTIONS = ("do_lower_case", "strip_accents", "tokenize_chinese_chars", "model_max_length", *ROLES)
 OPTIONS += ("clean_up_tokenization_spaces",)
+INPUT_NAMES = ("input_ids", "token_type_ids", "attention_mask")
 # tokenizer_config.json may say so, or nothing: any other value is refused.
 ONLY = {"do_basic_tokenize": True, "padding_side": "right", "truncation_side": "right", "never_split": []}
+ONLY |= {"split_special_tokens": False, "model_input_names": [*INPUT_NAMES]}
 # Where tokens may stand that were added to the vocabulary, which is not supported. Key None: all of the file.
 ADDED = {
     "tokenizer_config.json": ("added_tokens_decoder", "additional_special_tokens", "extra_special_tokens"),
     "tokenizer.json": ("added_tokens",),
+    "special_tokens_map.json": ("additional_special_tokens", "extra_special_tokens"),
     "added_tokens.json": (None,),
 }
-ALWAYS = ("tokenizer_config.json",)  # the one of them that is looked for on the hub, too
+# Those that are looked for on the hub, too. In them any key such as bos_token is a special token.
+ALWAYS = ("tokenizer_config.json", "special_tokens_map.json")
 
 
 KEYWORDS = (*OPTIONS, *ONLY)
@@ -50,8 +54,20 @@ class Only:
         return self.value
 
     def __set__(self, instance: Any, value: Any) -> None:
-        if value != self.value:
-            raise ValueError(f"{self.name}={shown(value)} is not supported, only {self.value!r}")
+        check_only(self.name, value, self.value)
+
+
+def check_only(name: str, value: Any, only: Any, start: str = "") -> None:
+    """ValueError naming the attribute or key unless it is the one value that it may have (a list: a tuple).
+
+    >>> check_only("model_input_names", ("input_ids",), only=["input_ids"])
+    >>> check_only("never_split", ["cats"], only=[])
+    Traceback (most recent call last):
+    ValueError: never_split=['cats'] is not supported, only []
+    """
+    found, wanted = (list(v) if isinstance(v, tuple) else v for v in (value, only))
+    if found != wanted:
+        raise ValueError(f"{start}{name}={shown(value)} is not supported, only {only!r}")
 
 
 def _token(value: Any) -> str | None:
@@ -172,25 +188,50 @@ def find_vocabulary(
 
 
 def read_options(name: str | Path) -> dict[str, Any]:
-    """The options in the tokenizer_config.json of a folder or hub name; {} if it has no such file.
+    """The options in a folder's or hub name's tokenizer_config.json and special_tokens_map.json, if there.
 
     >>> read_options("emoji")["do_lower_case"]
     True
     """
     path = _beside(name, "tokenizer_config.json")
-    return {} if path is None else _options({k: v for k, v in read_json(path).items() if v is not None}, path)
+    content = {} if path is None else read_json(path)
+    options = _options({k: v for k, v in content.items() if v is not None or k in ROLES}, path)
+    return options | _read_map(name, options, is_new="added_tokens_decoder" in content)
+
+
+def _read_map(name: str | Path, options: Mapping[str, Any], is_new: bool) -> dict[str, str]:
+    """The five special tokens as special_tokens_map.json has them; {} if there is no such file.
+
+    Hugging Face lets them replace those of tokenizer_config.json (`options`), unless that one `is_new`: with
+    added_tokens_decoder in it, the map says nothing. Where it says something else then, it is refused.
+    """
+    path = _beside(name, "special_tokens_map.json")
+    content = {} if path is None else read_json(path)
+    for key, value in content.items():
+        if not key.endswith("_token") and key not in ADDED["special_tokens_map.json"]:
+            raise ValueError(f"{path}: {plain(key)}={shown(value)} is not supported, only special tokens")
+    tokens = _options({key: value for key, value in content.items() if key in ROLES}, path)
+    for role, token in zip(ROLES, SPECIAL_TOKENS, strict=True):
+        said = options.get(role, token)
+        if is_new and tokens.get(role, said) != said:
+            given = shown(tokens[role])
+            raise ValueError(f"{path}: {role}={given}, but tokenizer_config.json has {shown(said)}")
+    return tokens
 
 
 def _options(content: Mapping[str, Any], source: Path | None) -> dict[str, Any]:
     """The options among `content`, checked. ValueError naming the source for what is not supported."""
-    start = "" if source is None else f"{source}: "
     for key, only in ONLY.items():
-        if content.get(key, only) != only:
-            raise ValueError(f"{start}{key}={shown(content[key])} is not supported, only {only!r}")
-    check_values(content, {key: KINDS[key] for key in OPTIONS if content.get(key) is not None}, source)
+        check_only(key, content.get(key, only), only, start="" if source is None else f"{source}: ")
+    looked_at = [key for key in OPTIONS if content.get(key) is not None or key in ROLES]
+    check_values(content, {key: KINDS[key] for key in looked_at}, source)
     options = {key: content[key] for key in OPTIONS if key in content}
-    # A special token may be written as an AddedToken: a dictionary with its text and how to look for it.
-    return {k: value["content"] if isinstance(value, dict) else value for k, value in options.items()}
+    return {key: _content(value) for key, value in options.items()}
+
+
+def _content(value: Any) -> Any:
+    """The token that `value` is; of an AddedToken (an object with a text and how to look for it) the text."""
+    return value.get("content") if isinstance(value, dict) else value
 
 
 def _beside(name: str | Path, filename: str) -> Path | None:
@@ -205,13 +246,17 @@ def _added_tokens(name: str | Path) -> Iterator[tuple[str, list]]:
     for filename, keys in ADDED.items():
         path = _beside(name, filename) if Path(name).is_dir() or filename in ALWAYS else None
         content = {} if path is None else read_json(path)
+        if filename in ALWAYS:
+            for key, value in content.items():  # null, or a switch such as add_bos_token, is no token
+                if key.endswith("_token") and key not in ROLES and not isinstance(value, (bool, type(None))):
+                    yield f"{path}: {plain(key)}", [_content(value)]
         for key in keys:
             entries = content if key is None else content.get(key) or []
             values = entries.values() if isinstance(entries, dict) and key is not None else entries
             source = f"{path}: {key}" if key else str(path)
             if not isinstance(entries, (list, dict)):
                 raise ValueError(f"{source} must be a list or a JSON object, not {shown(entries)}")
-            yield source, [v.get("content") if isinstance(v, dict) else v for v in values]
+            yield source, [_content(value) for value in values]
 
 
 def write_files(
@@ -223,7 +268,7 @@ def write_files(
     >>> with tempfile.TemporaryDirectory() as folder:
     ...     write_files(folder, ["[PAD]", "a"], {"do_lower_case": True}, {"pad_token": "[PAD]"})
     ...     read_vocabulary(Path(folder, "vocab.txt")), read_options(folder)
-    (['[PAD]', 'a'], {'do_lower_case': True})
+    (['[PAD]', 'a'], {'do_lower_case': True, 'pad_token': '[PAD]'})
     """
     text = "".join(f"{token}\n" for token in tokens)
     vocab_file = Path(folder) / "vocab.txt"

@@ -13,11 +13,12 @@ from align_minimal.support.hub import weights_folder
 
 VALUES = [None, True, 0, -1, 3, 0.5, 10**20, 10**400, -(10**20), 1e300, "", "false", "[UNK]", "x" * 2000]
 VALUES += [[], {}, [1, 2, 3], [[]], {"content": 7}, {"content": "[PAD]"}, {"height": 0}, {"a": {}}]
+MAP = "special_tokens_map.json"
 
 
 @pytest.fixture
 def folder(tmp_path) -> Path:
-    for name in ("vocab.txt", "tokenizer_config.json", "preprocessor_config.json", "config.json"):
+    for name in ("vocab.txt", "tokenizer_config.json", "preprocessor_config.json", "config.json", MAP):
         shutil.copy(weights_folder() / "emoji" / name, tmp_path)
     return tmp_path
 
@@ -46,7 +47,7 @@ def torn(text: str, rng: random.Random) -> bytes:
 
 
 @pytest.mark.parametrize(
-    "name", ["tokenizer_config.json", "tokenizer.json", "vocab.txt", "preprocessor_config.json"]
+    "name", ["tokenizer_config.json", "tokenizer.json", "vocab.txt", "preprocessor_config.json", MAP]
 )
 def test_changed_files_load_or_are_refused_in_one_line_that_names_the_file(folder, name):
     """ValueError or OSError, and nothing else, whatever stands in the file."""

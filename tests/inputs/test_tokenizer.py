@@ -1,5 +1,7 @@
 """The tokenizer against transformers 4.37.2's slow BertTokenizer (golden), and live where it is installed."""
 
+import ast
+import importlib.util
 import json
 import pickle
 import random
@@ -344,6 +346,12 @@ ADDED_TOKENS = {
     "tokenizer_config.json: extra_special_tokens": {"extra_special_tokens": {"image_token": "<x>"}},
     "tokenizer.json: added_tokens": {"added_tokens": [{"id": 0, "content": "[PAD]"}, {"content": "<x>"}]},
     "added_tokens.json": {"<x>": 8},
+    "special_tokens_map.json: additional_special_tokens": {"additional_special_tokens": [{"content": "<x>"}]},
+    "special_tokens_map.json: extra_special_tokens": {"extra_special_tokens": ["<x>"]},
+    "special_tokens_map.json: eos_token": {"eos_token": "<x>"},
+    "tokenizer_config.json: bos_token": {"bos_token": "<x>"},
+    "tokenizer_config.json: eos_token": {"eos_token": {"content": "<x>", "__type": "AddedToken"}},
+    "tokenizer_config.json: image_token": {"image_token": "<x>", "add_bos_token": False, "eos_token": None},
 }
 
 
@@ -353,6 +361,66 @@ def test_added_tokens_are_refused_by_name(folder, source):
     with pytest.raises(ValueError) as error:
         BertTokenizer.from_pretrained(folder)
     assert str(error.value) == f"{folder}/{source}: the added token '<x>' is not supported"
+
+
+DECODER = {"added_tokens_decoder": {"0": {"content": "[PAD]", "special": True}}}
+PAD = {  # special_tokens_map.json, tokenizer_config.json → pad_token, as transformers 4.37.2 and 5.24 read it
+    "map alone": ({"pad_token": "[MASK]"}, {}, "[MASK]"),
+    "an object": ({"pad_token": {"content": "[MASK]", "lstrip": False}}, {}, "[MASK]"),
+    "the map wins": ({"pad_token": "[MASK]"}, {"pad_token": "[PAD]"}, "[MASK]"),
+    "also over another": ({"pad_token": "[PAD]"}, {"pad_token": "[MASK]"}, "[PAD]"),
+    "config alone": ({"unk_token": "[UNK]"}, {"pad_token": "[MASK]"}, "[MASK]"),
+    "bos among the five": ({"bos_token": "[CLS]", "pad_token": "a"}, {"eos_token": "[SEP]"}, "a"),
+    "a new config": ({"pad_token": "[PAD]"}, DECODER, "[PAD]"),
+}
+
+
+@pytest.mark.parametrize("case", PAD)
+def test_files_of_special_tokens_are_read_as_transformers_does(folder, case):
+    special, config, pad = PAD[case]
+    (folder / "special_tokens_map.json").write_text(json.dumps(special))
+    (folder / "tokenizer_config.json").write_text(json.dumps(config))
+    ours = BertTokenizer.from_pretrained(folder)
+    assert ours.pad_token == pad
+    assert ours("a", padding="max_length", max_length=4)["input_ids"] == [2, 5, 3, ours.vocab[pad]]
+    if importlib.util.find_spec("transformers"):
+        for kind in (import_module("transformers").BertTokenizer, slow_reference()):
+            assert kind.from_pretrained(folder).pad_token == pad
+            if config != DECODER:  # in which the old one would be an added token
+                theirs = kind.from_pretrained(folder, pad_token="cat")
+                assert BertTokenizer.from_pretrained(folder, pad_token="cat").pad_token == theirs.pad_token
+
+
+@pytest.mark.parametrize(
+    ("special", "config", "says"),
+    [
+        ({"pad_token": "[MASK]"}, DECODER, "pad_token='[MASK]', but tokenizer_config.json has '[PAD]'"),
+        ({"pad_token": None}, {}, 'pad_token must be a token, or an object with a token as its "content"'),
+        ({"mask_token": ["a"]}, {}, "mask_token must be a token"),
+        ({"model_max_length": 5}, {}, "model_max_length=5 is not supported, only special tokens"),
+    ],
+)
+def test_what_special_tokens_map_json_says_in_vain_is_refused(folder, special, config, says):
+    (folder / "special_tokens_map.json").write_text(json.dumps(special))
+    (folder / "tokenizer_config.json").write_text(json.dumps(config))
+    with pytest.raises(ValueError) as error:
+        BertTokenizer.from_pretrained(folder)
+    assert str(error.value).startswith(f"{folder}/special_tokens_map.json: {says}")
+
+
+def test_files_of_special_tokens_are_looked_for_on_the_hub_and_need_not_be_there(folder, monkeypatch):
+    def fetch(name, filenames):
+        assert name == "someone/tiny"
+        found = [folder / filename for filename in filenames if (folder / filename).is_file()]
+        if not found:
+            raise FileNotFoundError("the hub's repository has none of them, or there is no network")
+        return found[0]
+
+    monkeypatch.setattr("align_minimal.support.hub._fetch", fetch)
+    (folder / "special_tokens_map.json").write_text('{"pad_token": "[MASK]"}')
+    assert BertTokenizer.from_pretrained("someone/tiny").pad_token == "[MASK]"
+    (folder / "special_tokens_map.json").unlink()
+    assert BertTokenizer.from_pretrained("someone/tiny").pad_token == "[PAD]"
 
 
 def test_tokens_added_by_transformers_are_refused(folder):
@@ -380,6 +448,29 @@ def test_words_that_are_never_split_and_sides_are_refused(folder):
         BertTokenizer.from_pretrained(folder)
 
 
+@pytest.mark.parametrize(
+    ("key", "value", "only"),
+    [
+        ("split_special_tokens", True, "False"),
+        (
+            "model_input_names",
+            ["input_ids", "attention_mask"],
+            "['input_ids', 'token_type_ids', 'attention_mask']",
+        ),
+    ],
+)
+def test_other_columns_and_special_tokens_that_are_split_are_refused(folder, key, value, only):
+    with pytest.raises(ValueError) as error:
+        BertTokenizer.from_pretrained(folder, **{key: value})
+    assert str(error.value) == f"{key}={value} is not supported, only {only}"
+    (folder / "tokenizer_config.json").write_text(json.dumps({key: value}))
+    with pytest.raises(ValueError) as error:
+        BertTokenizer.from_pretrained(folder)
+    assert str(error.value) == f"{folder}/tokenizer_config.json: {key}={value} is not supported, only {only}"
+    (folder / "tokenizer_config.json").write_text(json.dumps({key: ast.literal_eval(only)}))
+    assert isinstance(BertTokenizer.from_pretrained(folder).model_input_names, tuple)
+
+
 def test_overrides_are_checked_like_keywords_and_like_values_of_the_file(folder):
     assert BertTokenizer.from_pretrained(folder, do_lower_case=False).do_lower_case is False
     with pytest.raises(TypeError, match="no keyword 'do_lowercase'; the nearest is 'do_lower_case'"):
@@ -399,6 +490,7 @@ def test_overrides_are_checked_like_keywords_and_like_values_of_the_file(folder)
         ("model_max_length", "64", "must be a whole number of at least 1, not '64'"),
         ("model_max_length", 10**50, "must be a whole number of at least 1, not 1000"),
         ("model_max_length", True, "must be a whole number of at least 1, not True"),
+        ("pad_token", None, 'must be a token, or an object with a token as its "content", not None'),
     ],
 )
 def test_a_wrong_value_in_tokenizer_config_json_is_named(folder, key, value, says):

@@ -161,6 +161,14 @@ INPUTS = [
         new="parts[:] = map(lower, parts)",
     ),
     mutation(
+        "the-map-of-special-tokens-loses",
+        "support/vocab_files.py",
+        "inputs/test_tokenizer.py::test_files_of_special_tokens_are_read_as_transformers_does[the map wins]",
+        "special_tokens_map.json replaces the tokens of tokenizer_config.json, not the other way round",
+        old='return options | _read_map(name, options, is_new="added_tokens_decoder" in content)',
+        new='return _read_map(name, options, is_new="added_tokens_decoder" in content) | options',
+    ),
+    mutation(
         "one-token-type",
         "support/batching.py",
         "inputs/test_tokenizer.py::test_pairs_get_a_separator_and_token_type_1",

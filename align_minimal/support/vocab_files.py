@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+import functools
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any
@@ -20,6 +21,9 @@ INPUT_NAMES = ("input_ids", "token_type_ids", "attention_mask")
 # tokenizer_config.json may say so, or nothing: any other value is refused.
 ONLY = {"do_basic_tokenize": True, "padding_side": "right", "truncation_side": "right", "never_split": []}
 ONLY |= {"split_special_tokens": False, "model_input_names": [*INPUT_NAMES]}
+# What a tokenizer is built from: to set one of them afterwards would change half of what it does.
+BUILT_FROM = ("do_lower_case", "strip_accents", *ROLES, *(f"{role}_id" for role in ROLES))
+BUILT_FROM += ("vocab", "ids_to_tokens", "vocab_size", "all_special_tokens", "all_special_ids")
 # Where tokens may stand that were added to the vocabulary, which is not supported. Key None: all of the file.
 ADDED = {
     "tokenizer_config.json": ("added_tokens_decoder", "additional_special_tokens", "extra_special_tokens"),
@@ -68,6 +72,54 @@ def check_only(name: str, value: Any, only: Any, start: str = "") -> None:
     found, wanted = (list(v) if isinstance(v, tuple) else v for v in (value, only))
     if found != wanted:
         raise ValueError(f"{start}{name}={shown(value)} is not supported, only {only!r}")
+
+
+class FixedOnceBuilt:
+    """A base for a tokenizer: once its constructor is done, what would not take full effect cannot be set.
+
+    Those are the attributes in BUILT_FROM, and names that it does not have, such as bos_token. An attribute
+    that it does have (an option that is looked up in each call, a method, a subclass's own) can be set.
+
+    >>> class Reader(FixedOnceBuilt):
+    ...     def __init__(self, do_lower_case):
+    ...         self.do_lower_case, self.model_max_length = do_lower_case, 64
+    >>> reader = Reader(do_lower_case=True)
+    >>> reader.model_max_length = 32
+    >>> reader.do_lower_case = False
+    Traceback (most recent call last):
+    AttributeError: do_lower_case cannot be set any more: build a new Reader with it
+    """
+
+    _built = False
+
+    def __init_subclass__(cls, **keywords: Any) -> None:
+        super().__init_subclass__(**keywords)
+        if "__init__" in vars(cls):
+            cls.__init__ = _marked_as_built(cls.__init__)
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        if self._built and name in ONLY:
+            check_only(name, value, ONLY[name])
+            return
+        unknown = not name.startswith("_") and not hasattr(self, name)
+        if self._built and (unknown or name in BUILT_FROM):
+            kind = type(self).__name__
+            why = f"is no attribute of a {kind}" if unknown else "cannot be set any more"
+            advice = "what it takes" if unknown else "it"
+            raise AttributeError(f"{name} {why}: build a new {kind} with {advice}")
+        super().__setattr__(name, value)
+
+
+def _marked_as_built(build: Callable) -> Callable:
+    """The constructor `build`, which ends by marking what it has built, unless a subclass's goes on."""
+
+    @functools.wraps(build)
+    def __init__(self, *args, **options):
+        build(self, *args, **options)
+        if type(self).__init__ is __init__:
+            self._built = True
+
+    return __init__
 
 
 def _token(value: Any) -> str | None:

@@ -134,12 +134,12 @@ def truncate(a: list[int], b: list[int] | None, room: int, strategy: str, limit:
     raise NotImplementedError
 
 
-class BertTokenizer:
+class BertTokenizer(vocab_files.FixedOnceBuilt):
     """Texts → ids, token types and masks; ids → text.
 
     `vocab_file` is a path (UTF-8, a token a line, its id the line's number from 0), or the tokens themselves.
     strip_accents=None: as do_lower_case says. model_max_length: the max_length of a call that gives none.
-    ValueError or FileNotFoundError naming the file.
+    ValueError or FileNotFoundError naming the file. What it is built from cannot be set later.
 
     >>> tokenizer = BertTokenizer([*SPECIAL_TOKENS, "a", "red", "cat", "##s"])
     >>> tokenizer.tokenize("A red cats!")

@@ -1,6 +1,7 @@
 """The tokenizer against transformers 4.37.2's slow BertTokenizer (golden), and live where it is installed."""
 
 import ast
+import copy
 import importlib.util
 import json
 import pickle
@@ -469,6 +470,59 @@ def test_other_columns_and_special_tokens_that_are_split_are_refused(folder, key
     assert str(error.value) == f"{folder}/tokenizer_config.json: {key}={value} is not supported, only {only}"
     (folder / "tokenizer_config.json").write_text(json.dumps({key: ast.literal_eval(only)}))
     assert isinstance(BertTokenizer.from_pretrained(folder).model_input_names, tuple)
+
+
+class Counting(BertTokenizer):
+    """What a student may write: more attributes, before and after the base's own, that change later."""
+
+    def __init__(self, *args, **options):
+        self.calls = 0
+        super().__init__(*args, **options)
+        self.note, self.do_lower_case = "", False
+
+    def tokenize(self, text):
+        self.calls += 1
+        return super().tokenize(text)
+
+
+COPIES = {"itself": lambda t: t, "copy": copy.copy, "deepcopy": copy.deepcopy}
+COPIES |= {"pickle": lambda t: pickle.loads(pickle.dumps(t))}
+
+
+@pytest.mark.parametrize("copied", COPIES.values(), ids=COPIES)
+def test_setting_what_would_not_take_full_effect_is_refused(copied):
+    tokenizer = copied(BertTokenizer([*SPECIAL_TOKENS, "a", "cat", "É", "e", "é"]))
+    before = tokenizer.tokenize("É a")
+    fixed = {"pad_token": "cat", "pad_token_id": 6, "do_lower_case": False, "strip_accents": False}
+    fixed |= {"unk_token": "a", "vocab": {}, "all_special_tokens": [], "vocab_size": 3}
+    for name, value in fixed.items():
+        with pytest.raises(AttributeError) as error:
+            setattr(tokenizer, name, value)
+        assert str(error.value) == f"{name} cannot be set any more: build a new BertTokenizer with it"
+    for name in ("bos_token", "additional_special_tokens", "model_maxlength"):
+        with pytest.raises(AttributeError) as error:
+            setattr(tokenizer, name, "a")
+        assert str(error.value) == (
+            f"{name} is no attribute of a BertTokenizer: build a new BertTokenizer with what it takes"
+        )
+    for name in ("never_split", "model_input_names", "split_special_tokens"):
+        with pytest.raises(ValueError, match=f"{name}=.'cat'. is not supported, only"):
+            setattr(tokenizer, name, ["cat"])
+    assert tokenizer.tokenize("É a") == before and tokenizer.pad_token_id == 0
+
+
+def test_what_takes_effect_can_be_set_and_the_rest_is_refused_in_a_subclass_too():
+    tokenizer = BertTokenizer([*SPECIAL_TOKENS, "a", "cat", "##中", "中"])
+    assert tokenizer.decode([5, 1, 5]) == "a [UNK] a" and tokenizer.tokenize("cat中") == ["cat", "中"]
+    tokenizer.model_max_length, tokenizer.tokenize_chinese_chars = 3, False
+    assert tokenizer("a a a", truncation=True)["input_ids"] == [2, 5, 3]
+    assert tokenizer.tokenize("cat中") == ["cat", "##中"]
+    mine = Counting([*SPECIAL_TOKENS, "A", "a"])
+    assert mine.tokenize("A a") == ["A", "a"] and mine.calls == 1
+    mine.note, mine.words = "kept", str.split
+    assert mine.note == "kept" and mine.words("a b") == ["a", "b"]
+    with pytest.raises(AttributeError, match="build a new Counting with it"):
+        mine.do_lower_case = True
 
 
 def test_overrides_are_checked_like_keywords_and_like_values_of_the_file(folder):

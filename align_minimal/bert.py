@@ -54,7 +54,7 @@ class BertEmbeddings(nn.Module):
         if self.absolute:
             if position_ids is None:
                 position_ids = torch.arange(T, device=x.device)[None]
-            x = x + self.position(position_ids)  # (1 or B, T, H)
+            x = x + self.position(position_ids)  # (B, T, H); the term itself is (1 or B, T, H)
         return self.dropout(self.norm(x))
 
 
@@ -208,7 +208,7 @@ class AlignTextModel(PretrainedModel[TextOutput]):
         self.apply(self.init_weights)
 
     def init_weights(self, module: nn.Module) -> None:
-        """N(0, initializer_range) for matrices, 0 for biases and the padding row."""
+        """Matrices: normal, with standard deviation initializer_range; biases and the padding row: 0."""
         if isinstance(module, (nn.Linear, nn.Embedding)):
             nn.init.normal_(module.weight, std=self.config.initializer_range)
         if isinstance(module, nn.Linear):

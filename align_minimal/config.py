@@ -1,8 +1,8 @@
 """The three configurations of ALIGN, their presets, and the activations that they can name.
 
 Every key and default is that of Hugging Face's `config.json` (BERT-Base and EfficientNet-B7).
-Differs from Hugging Face: an unknown keyword is an error here; there it is ignored, as both ignore a
-dictionary's or a file's unknown keys.
+Differs from Hugging Face: an unknown keyword is an error here, and ignored there. Unknown keys of a file or
+a dictionary are ignored by both.
 """
 
 from __future__ import annotations
@@ -209,6 +209,6 @@ PRESETS: dict[str, dict[str, Any]] = {
     "b3_mini": dict(text_config=BERT_MINI, vision_config=B3, projection_dim=384),
     # kakaobrain/align-base: BERT-Base and B7.
     "b7_base": dict(vision_config=B7, projection_dim=640),
-    # The paper's towers (section 5).
+    # The paper's towers (section 5), with BERT's vocabulary of 30,522 where the paper's has 100,000.
     "l2_large": dict(text_config=BERT_LARGE, vision_config=L2, projection_dim=1376),
 }

@@ -220,9 +220,9 @@ class AlignVisionModel(PretrainedModel[VisionOutput]):
     """The image tower. (B, 3, H, W) → last_hidden_state (B, C, h, w), pooler_output (B, C).
 
     h is about H/32 (B0 to L2). C is round_filters(out_channels[-1]), the width of ALIGN's embedding. Weights
-    start at N(0, initializer_range). In eval mode an untrained network gives almost zero (B7: 1e-23), because
-    BatchNorm then divides by 1 and the convolutions shrink their inputs: train it, or call .train(), before
-    you look at numbers.
+    start normal, with standard deviation initializer_range. In eval mode an untrained network gives almost
+    zero (B7: 1e-23): BatchNorm then divides by 1, and the convolutions shrink their inputs. Train it, or call
+    .train(), before you look at numbers.
 
     >>> config = AlignVisionConfig(width_coefficient=0.5, depth_coefficient=0.5)
     >>> AlignVisionModel(config)(torch.zeros(2, 3, 64, 64)).pooler_output.shape
@@ -242,7 +242,7 @@ class AlignVisionModel(PretrainedModel[VisionOutput]):
         self.apply(self.init_weights)
 
     def init_weights(self, module: nn.Module) -> None:
-        """N(0, initializer_range) for convolutions; BatchNorm keeps PyTorch's 1 and 0."""
+        """Convolutions: normal, with standard deviation initializer_range; BatchNorm keeps 1 and 0."""
         if isinstance(module, nn.Conv2d):
             nn.init.normal_(module.weight, std=self.config.initializer_range)
             if module.bias is not None:

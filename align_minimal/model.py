@@ -95,7 +95,7 @@ class AlignModel(PretrainedModel[AlignOutput]):
         y = y / y.norm(dim=-1, keepdim=True)
         logits_per_text = y @ x.T / self.temperature  # (B_t, B_i): cosines over σ
         output = AlignOutput(
-            # It takes (texts, images), no logits: in training a large batch makes these in tiles.
+            # From embeddings, not logits: training can then compute a large batch's logits tile by tile.
             loss=contrastive_loss(y, x, self.temperature) if return_loss else None,
             logits_per_image=logits_per_text.T,
             logits_per_text=logits_per_text,

@@ -12,8 +12,8 @@ in what its row says alone.
 OUT/results.json takes each result as it comes, so a second call goes on where the first one stopped;
 OUT/ablations.png is drawn from it. What the figures say, beside the paper's, is in OUT/README.md.
 
-But: the batch is 256, where the paper's is 16,384; and noise is made, by giving pictures one another's
-captions, where the paper's came from the web.
+Differs from the paper: the batch is 256, where the paper's is 16,384; and noise is made, by giving pictures
+one another's captions, where the paper's came from the web.
 """
 
 from __future__ import annotations

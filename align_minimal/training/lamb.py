@@ -1,8 +1,9 @@
-"""LAMB, the optimiser of ALIGN's section 5 (You et al. 2019, arXiv 1904.00962, algorithm 2).
+"""LAMB, the optimizer of ALIGN's section 5 (You et al. 2019, arXiv 1904.00962, algorithm 2).
 
 Adam's direction for every tensor, with the length of the step set by the tensor itself: a learning rate of
-1e-3 moves each by a thousandth of its own norm, whatever its gradient's. That is what lets the batch grow.
-But: the norm is taken as it is (the paper's φ is the identity), with no clipping of the ratio.
+1e-3 moves each by a thousandth of its own norm, however large its gradient is. That is what lets the batch
+grow.
+Differs from the paper: its φ is the identity here, so the norm is taken as it is, and no ratio is clipped.
 """
 
 from __future__ import annotations
@@ -82,7 +83,7 @@ class Lamb(torch.optim.Optimizer):
         return loss
 
     def step_tensor(self, w: Tensor, group: dict) -> None:
-        """The five formulas for one tensor."""
+        """The formulas above, for one tensor."""
         g, state, (beta1, beta2) = w.grad, self.state[w], group["betas"]
         if g.is_sparse:
             raise RuntimeError("Lamb needs dense gradients: make the embedding with sparse=False")

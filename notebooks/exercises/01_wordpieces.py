@@ -94,8 +94,8 @@ def best_pair(
 ) -> Pair | None:
     """The pair ab with the highest freq(ab) / (freq(a)·freq(b)), or None; of equal ones, the first.
 
-    `pairs` and `pieces` say how often each occurs. Only those pairs compete that occur `min_frequency` times,
-    and `share` times as often as the most frequent one.
+    `pairs` and `pieces` say how often each occurs. Only those pairs compete that occur at least
+    `min_frequency` times, and at least `share` times as often as the most frequent one.
 
     The textbook example: "gs" occurs 5 times, ##g 20, ##s 5, a score of 1/20; "hu" 15 / (15·36) is only 1/36.
 

@@ -150,7 +150,7 @@ class AlignTextModel(PretrainedModel[TextOutput]):
         raise NotImplementedError
 
     def init_weights(self, module: nn.Module) -> None:
-        """N(0, initializer_range) for matrices, 0 for biases and the padding row."""
+        """Matrices: normal, with standard deviation initializer_range; biases and the padding row: 0."""
         raise NotImplementedError
 
     def forward(

@@ -72,7 +72,7 @@ class Lamb(torch.optim.Optimizer):
         raise NotImplementedError
 
     def step_tensor(self, w: Tensor, group: dict) -> None:
-        """The five formulas for one tensor."""
+        """The formulas above, for one tensor."""
         raise NotImplementedError
 
 

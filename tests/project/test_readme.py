@@ -129,7 +129,7 @@ def test_rows_where_a_user_of_hugging_face_meets_a_difference_stand_before_those
     rows = [re.split(r"\s*\|\s*", line) for line in table.splitlines() if line.count("|") == 7][2:]
     refused = [i for i, row in enumerate(rows) if re.search("refused|Error", row[5])]
     same = [i for i, row in enumerate(rows) if row[5] in ("as Hugging Face", row[4])]
-    alone = [i for i, row in enumerate(rows) if "no optimiser" in row[4] or "`train`" in row[5]]
+    alone = [i for i, row in enumerate(rows) if "no optimizer" in row[4] or "`train`" in row[5]]
     assert len(refused) >= 6 and len(same) >= 2 and len(alone) >= 5
     assert max(refused) < min(same) and max(same) < min(alone)
 

@@ -20,6 +20,8 @@ from tests.reference.parity import (
     flatten,
     golden,
     gradients,
+    healthy,
+    relative_error,
     transformers,
 )
 
@@ -132,12 +134,38 @@ def test_the_tuple_has_the_order_of_hugging_face(files):
         assert all(torch.equal(a, b) for a, b in pairs)
 
 
-def test_dropout_acts_in_training_only():
-    torch.manual_seed(0)
+BRANCHES = ("attention.output", "feed_forward.down")
+PLACES = {  # which nn.Dropout acts, and which branches give zeros, so that it can act at this place alone
+    "embeddings": ("embeddings.dropout", ()),
+    "attention weights": ("layers.0.attention.dropout", ()),
+    "attended": ("layers.0.dropout", ("feed_forward.down",)),
+    "fed forward": ("layers.0.dropout", ("attention.output",)),
+}
+
+
+def with_and_without(dropout, zeroed):
+    """The output of a tower of one layer in which only this dropout acts: in training, and in evaluation."""
     config = AlignTextConfig(vocab_size=9, hidden_size=8, num_attention_heads=2, num_hidden_layers=1)
-    model, ids = AlignTextModel(config), torch.tensor([[2, 5, 3]])
-    assert not torch.equal(model.train()(ids)[0], model(ids)[0])
-    assert torch.equal(model.eval()(ids)[0], model(ids)[0])
+    model, ids = healthy(AlignTextModel(config)), torch.tensor([[2, 5, 6, 7, 3]])
+    for name, module in model.named_modules():
+        if isinstance(module, torch.nn.Dropout):
+            module.p = 0.5 if name == dropout else 0.0
+    for branch in zeroed:
+        for parameter in model.layers[0].get_submodule(branch).parameters():
+            torch.nn.init.zeros_(parameter)
+    torch.manual_seed(0)
+    trained, still = model.train()(ids)[0], model.eval()(ids)[0]
+    assert torch.equal(model(ids)[0], still)
+    return trained, still
+
+
+@pytest.mark.parametrize("place", PLACES)
+def test_dropout_acts_at_each_of_its_four_places_and_in_training_only(place):
+    assert relative_error(*with_and_without(*PLACES[place])) > 0.01
+
+
+def test_dropout_takes_the_branches_and_leaves_the_shortcut():
+    assert torch.equal(*with_and_without("layers.0.dropout", BRANCHES))
 
 
 @pytest.mark.parametrize("embeds", [False, True])
@@ -220,6 +248,13 @@ def transformers_5_cannot(kind, case, dtype):
     return None
 
 
+def hugging_face(file, dtype, **options):
+    config = transformers.AlignTextConfig(**file.config | options)
+    if not OLD:
+        config._attn_implementation = "eager"
+    return file.fill(transformers.AlignTextModel(config), dtype, theirs=True)
+
+
 @pytest.mark.skipif(transformers is None, reason="transformers is not installed")
 @pytest.mark.parametrize("dtype", PRECISIONS)
 @pytest.mark.parametrize(("kind", "case"), CASES)
@@ -228,10 +263,7 @@ def test_live_transformers_gives_the_same(files, kind, case, dtype):
     if why:
         pytest.skip(why)
     file, (values, slopes) = files[kind], PRECISIONS[dtype]
-    config = transformers.AlignTextConfig(**file.config)
-    if not OLD:
-        config._attn_implementation = "eager"
-    theirs = file.fill(transformers.AlignTextModel(config), dtype, theirs=True)
+    theirs = hugging_face(file, dtype)
     inputs, probes = file.part(f"{case}/input", dtype), file.part("probe")
     expected, expected_slopes = run(theirs, copy.deepcopy(inputs), probes, theirs=True, **EVERYTHING)
     output, found = run(tower(file, dtype), inputs, probes, **EVERYTHING)
@@ -240,6 +272,19 @@ def test_live_transformers_gives_the_same(files, kind, case, dtype):
         assert_close(tensor, expected[name], values, name)
     if dtype == torch.float64:
         assert_gradients_close(found, expected_slopes, slopes)
+
+
+@pytest.mark.skipif(transformers is None, reason="transformers is not installed")
+def test_from_one_seed_transformers_drops_the_same(files):
+    """Each dropout stands where theirs does and draws when theirs does, or the numbers would be others."""
+    file, rates = files["absolute"], dict(hidden_dropout_prob=0.3, attention_probs_dropout_prob=0.4)
+    inputs, outputs = file.part("mask_2d/input", torch.float32), []
+    for model in (tower(file, torch.float32, **rates), hugging_face(file, torch.float32, **rates)):
+        torch.manual_seed(1)
+        outputs.append(model.train()(**inputs).last_hidden_state)
+    ours, theirs = outputs
+    assert relative_error(ours, tower(file, torch.float32)(**inputs).last_hidden_state) > 0.1
+    assert_close(ours, theirs, PRECISIONS[torch.float32][0])
 
 
 # Real weights.

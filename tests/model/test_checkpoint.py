@@ -5,6 +5,7 @@ import pickle
 
 import pytest
 import torch
+from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
 from align_minimal import AlignConfig, AlignModel, AlignTextModel, AlignVisionModel
@@ -128,6 +129,12 @@ def test_a_model_survives_its_folder(model, folder):
     assert_same(model, twin)
     assert_alive(model.text_projection.weight)
     assert_close(logits(twin), logits(model), 1e-6, "logits")
+
+
+def test_a_saved_file_says_that_it_is_pytorch_s(folder):
+    """transformers 4.37.2 cannot read a file that does not."""
+    with safe_open(weights(folder), "pt") as file:
+        assert file.metadata() == {"format": "pt"}
 
 
 def test_a_loaded_model_trains(folder):

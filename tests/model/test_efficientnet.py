@@ -152,6 +152,23 @@ def test_squeeze_width_is_a_quarter_of_the_block_s_input():
     assert block.squeeze_excite.reduce.in_channels == 16 * 6
 
 
+@pytest.mark.parametrize(("ratio", "squeezed"), [(0.4, 9), (0.01, 1)])
+def test_squeeze_width_is_rounded_down_but_never_to_0(ratio, squeezed):
+    """24 · 0.4 is 9.6, and 24 · 0.01 is less than 1."""
+    config = AlignVisionConfig(width_coefficient=1.0, squeeze_expansion_ratio=ratio)
+    spec = block_specs(config)[6]
+    assert spec.in_channels == 24
+    assert MBConv(spec, config).squeeze_excite.reduce.out_channels == squeezed
+
+
+def test_the_stem_is_32_wide_before_scaling_whatever_the_first_stage_takes():
+    config = AlignVisionConfig(in_channels=[64, 16, 24, 40, 80, 112, 192])
+    with torch.device("meta"):
+        model = AlignVisionModel(config)
+    assert model.stem.conv.out_channels == round_filters(32, config) == 64
+    assert block_specs(config)[0].in_channels == round_filters(64, config) == 128
+
+
 def test_squeeze_excite_by_hand():
     """Gate = sigmoid(expand(relu(reduce(mean)))), by arithmetic on 2 channels and 1 squeezed."""
     layer = SqueezeExcite(2, 1, torch.relu)

@@ -159,6 +159,34 @@ def test_temperature_divides_the_cosines(file):
     assert_close(model(**inputs).logits_per_text, 2 * output.logits_per_text, 1e-12)
 
 
+LAST = {  # the part that gives an embedding, here and in Hugging Face's model
+    "text_embeds": lambda model: model.text_projection,
+    "image_embeds": lambda model: getattr(model.vision_model, "encoder", model.vision_model).blocks[-1],
+}
+
+
+def with_zeros(model, embeds):
+    """The model, made to give zeros before these embeddings are normalized."""
+    LAST[embeds](model).register_forward_hook(lambda part, given, output: 0 * output)
+    return model
+
+
+@pytest.mark.parametrize("embeds", LAST)
+def test_an_embedding_of_zeros_is_nan_as_in_hugging_face(file, embeds):
+    """An eps would give zeros, and nobody would notice that a tower is dead."""
+    output = with_zeros(build(file), embeds)(**file.part("pairs/input"))
+    assert [name for name in LAST if output[name].isnan().any()] == [embeds]
+    assert output[embeds].isnan().all() and output.logits_per_text.isnan().all()
+
+
+@pytest.mark.skipif(transformers is None, reason="transformers is not installed")
+@pytest.mark.parametrize("embeds", LAST)
+def test_transformers_gives_nan_for_an_embedding_of_zeros_too(file, embeds):
+    theirs = transformers.AlignModel(transformers.AlignConfig(**copy.deepcopy(file.config)))
+    theirs = with_zeros(file.fill(theirs, torch.float32, theirs=True), embeds)
+    assert theirs(**file.part("pairs/input", torch.float32))[embeds].isnan().all()
+
+
 def test_hidden_states_and_attentions_come_where_asked_for(file):
     output = build(file)(**file.part("pairs/input"), output_hidden_states=True, output_attentions=True)
     assert len(output.text_model_output.hidden_states) == 3

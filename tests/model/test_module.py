@@ -8,7 +8,7 @@ import torch
 
 from align_minimal import AlignConfig, AlignModel, AlignTextModel, AlignVisionModel
 from align_minimal.support.module import statistics_kept
-from tests.reference.parity import Golden, assert_close, gradients, transformers
+from tests.reference.parity import Golden, assert_close, gradients, relative_error, transformers
 
 RATES = dict(hidden_dropout_prob=0.2, attention_probs_dropout_prob=0.2)
 
@@ -61,7 +61,9 @@ def test_gradient_checkpointing_changes_no_gradient_and_draws_the_same_dropout()
     assert torch.equal(drawn, drawn_again)  # the generator stands where it stood
     torch.manual_seed(2)
     other = copy.deepcopy(model)(**inputs, return_loss=True).loss
-    assert abs(other - loss) > 1e-6  # dropout did drop
+    assert abs(other - loss) > 1e-6  # drop-connect or dropout did drop
+    texts = [model.get_text_features(inputs["input_ids"], inputs["attention_mask"]) for _ in range(2)]
+    assert relative_error(*texts) > 0.01  # dropout did
 
 
 def test_gradient_checkpointing_counts_a_batch_once_in_the_running_statistics():

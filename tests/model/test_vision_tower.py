@@ -85,6 +85,26 @@ def test_selu_and_a_callable_work_where_hugging_face_has_no_selu():
     assert not torch.allclose(by_name, tower("vision_mean", hidden_act="relu")(x).pooler_output)
 
 
+@pytest.mark.parametrize(
+    "options",
+    [
+        dict(in_channels=[64, 16, 24, 40, 80, 112, 192]),
+        dict(squeeze_expansion_ratio=0.4),
+        dict(squeeze_expansion_ratio=0.01),
+        dict(depth_divisor=12, width_coefficient=0.7),
+    ],
+    ids=str,
+)
+def test_live_transformers_has_tensors_of_the_same_shapes(options):
+    transformers = pytest.importorskip("transformers", reason="transformers is not installed")
+    config = AlignVisionConfig(**dict(width_coefficient=1.0, depth_coefficient=1.0) | options)
+    with torch.device("meta"):
+        ours = AlignVisionModel(config).state_dict()
+        theirs = transformers.AlignVisionModel(transformers.AlignVisionConfig(**config.to_dict()))
+    shapes = {hugging_face_key(name): tensor.shape for name, tensor in ours.items()}
+    assert shapes == {name: tensor.shape for name, tensor in theirs.state_dict().items()}
+
+
 @DTYPES
 @pytest.mark.parametrize("options", OPTIONS)
 def test_live_transformers_agrees_in_values_and_gradients(options, dtype):

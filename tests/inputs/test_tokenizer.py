@@ -180,6 +180,41 @@ def test_ids_of_any_kind_decode(tokenizer):
     assert tokenizer.convert_tokens_to_ids(None) is None
 
 
+CLEANED = {  # what Hugging Face's clean_up_tokenization makes of each
+    "a cat .": "a cat.",
+    "a cat ?": "a cat?",
+    "a cat !": "a cat!",
+    "a cat , a dog": "a cat, a dog",
+    "we ' re": "we're",
+    "do n't": "don't",
+    "i 'm": "i'm",
+    "it 's": "it's",
+    "we 've": "we've",
+    "we 're": "we're",
+    "we 'll ; so : ( a )": "we 'll ; so : ( a )",  # these it leaves
+}
+
+
+@pytest.mark.parametrize("spaced", CLEANED)
+def test_decoding_drops_the_spaces_that_hugging_face_drops_and_no_others(spaced):
+    words = spaced.split()
+    tokenizer = BertTokenizer([*SPECIAL_TOKENS, *dict.fromkeys(words)])
+    ids = tokenizer.convert_tokens_to_ids(words)
+    assert tokenizer.decode(ids) == CLEANED[spaced]
+    assert tokenizer.decode(ids, clean_up_tokenization_spaces=False) == spaced
+
+
+def test_a_special_token_that_lower_casing_makes_stands_for_itself():
+    tokenizer = BertTokenizer(["<pad>", *SPECIAL_TOKENS[1:], "a"], pad_token="<pad>")
+    assert tokenizer.tokenize("a <PAD> a<PAD>a") == ["a", "<pad>", "a", "<pad>", "a"]
+
+
+def test_the_longer_of_two_special_tokens_that_begin_alike_is_found():
+    vocabulary = ["[PAD]", "[UNK]", "<s>", "[SEP]", "<s>x", "a", "x"]
+    tokenizer = BertTokenizer(vocabulary, cls_token="<s>", mask_token="<s>x")
+    assert tokenizer.tokenize("<s>x<s>a x") == ["<s>x", "<s>", "a", "x"]
+
+
 def test_tensors_are_int64_batch_by_tokens(tokenizer):
     batch = tokenizer(["a cat", "the cats sat"], padding=True, return_tensors="pt")
     assert batch.input_ids.shape == (2, 6) and batch.input_ids.dtype == torch.int64

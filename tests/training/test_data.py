@@ -13,13 +13,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
 from align_minimal import BertTokenizer, EfficientNetImageProcessor
 from align_minimal.training.augment import AUGMENTATIONS, distort
-from align_minimal.training.batches import BatchStream, Position, Prepare, batches
+from align_minimal.training.batches import BatchStream, Position, Prepare, PrepareStep, batches
 from align_minimal.training.dataset import Pairs
 from align_minimal.training.pairs import Pair
 from tests.reference.parity import assert_close
@@ -301,11 +301,13 @@ def test_shards_without_a_pair_are_an_error_and_not_a_loop_without_end(tmp_path)
     keys=st.lists(st.tuples(st.integers(0, 9), st.none() | st.integers(0, 4)), max_size=60),
     size=st.integers(1, 6),
 )
+@example(keys=[(image, image % 2) for image in range(6)], size=2)
 def test_no_image_and_no_concept_is_twice_in_a_batch_and_no_pair_twice_in_an_epoch(keys, size):
-    pairs = [Pair(f"{image}", Path(f"{i}"), ("x",), c and f"c{c}") for i, (image, c) in enumerate(keys)]
+    concepts = [None if c is None else f"c{c}" for _, c in keys]
+    pairs = [Pair(f"{image}", Path(f"{i}"), ("x",), concepts[i]) for i, (image, _) in enumerate(keys)]
     found = one_epoch(pairs, size)
     for batch in found:
-        concepts = [pair.concept for pair in batch if pair.concept]
+        concepts = [pair.concept for pair in batch if pair.concept is not None]
         assert len({pair.name for pair in batch}) == len(batch) and len(set(concepts)) == len(concepts)
     given_once = [pair.image for batch in found for pair in batch]
     assert len(set(given_once)) == len(given_once)
@@ -361,6 +363,12 @@ def test_a_concept_too_frequent_for_full_batches_does_not_pile_up(tmp_path):
 def test_a_block_of_a_stream_holds_so_many_pairs_and_no_more(shards, monkeypatch):
     monkeypatch.setattr(Pairs, "BUFFER", 5)
     assert [len(block) for block, _ in Pairs([shards]).blocks("seed")] == [5, 5, 5, 1]
+
+
+def test_a_last_block_without_a_full_batch_is_carried_on_where_another_had_one(shards, monkeypatch):
+    """16 pairs in blocks of 5, 5, 5 and 1: that one begins the next epoch, and is no batch of its own."""
+    monkeypatch.setattr(Pairs, "BUFFER", 5)
+    assert [len(batch) for batch in order(Pairs([shards]), seed=0, steps=8, size=5)] == [5] * 8
 
 
 def order(pairs, seed, steps=8, size=4):
@@ -447,6 +455,12 @@ def test_workers_and_a_resumed_start_change_nothing(folder, shards, tokenizer, m
     alone = alone[:6]
     for workers in (1, 2):
         assert_same(stream(shards, tokenizer, workers=workers, size=size), alone)
+
+
+def test_every_rank_draws_anew_at_every_step():
+    tasks = list(itertools.product("01", (0, 1), (0, 1)))
+    seeds = {PrepareStep(lambda pairs, seed: seed, run, rank)[step, []] for run, rank, step in tasks}
+    assert len(seeds) == len(tasks)
 
 
 def test_the_ranks_shares_make_up_the_global_batch(folder, tokenizer):

@@ -19,6 +19,7 @@ from align_minimal import AlignModel, AlignProcessor, BertTokenizer
 from align_minimal.__main__ import main
 from align_minimal.training import command, loop, run_folder
 from align_minimal.training.options import TrainOptions
+from align_minimal.training.resume import check_same_run, warn_of_changes
 from align_minimal.training.run_folder import Run, checkpoints, digest
 from tests.training.tiny_training import (
     TEXTS,
@@ -74,27 +75,70 @@ def begun(once, tmp_path) -> Path:
 # ---- what changed
 
 
+GOES_ON, ANEW = (1, 2), (2, 1)  # the epoch after step 5, of three batches an epoch, and the batches of it
+
+
 @pytest.mark.parametrize(
-    "more, says",
+    "more, says, position",
     [
         (
             ["--vocab-size", 60],
             "resuming with --vocab-size 60 has no effect: the run began without --vocab-size",
+            GOES_ON,
         ),
-        (["--vocab", "VOCAB"], "has no effect: the run began without --vocab"),
-        (["--image-size", 32], "resuming with --image-size 32 has no effect"),
-        (["--label-smoothing", 0.2], "resuming with label_smoothing 0.2, which was 0.1"),
-        (["--lr", 0.5], "resuming with lr 0.5, which was 0.001"),
-        (["--seed", 3], "resuming with seed 3, which was 0"),
-        (["--flip"], "resuming with flip True, which was False"),
+        (["--vocab", "VOCAB"], "has no effect: the run began without --vocab", GOES_ON),
+        (["--image-size", 32], "resuming with --image-size 32 has no effect", GOES_ON),
+        (["--label-smoothing", 0.2], "resuming with label_smoothing 0.2, which was 0.1", GOES_ON),
+        (["--lr", 0.5], "resuming with lr 0.5, which was 0.001", GOES_ON),
+        (["--flip"], "resuming with flip True, which was False", GOES_ON),
+        (["--seed", 3], "resuming with seed 3, which was 0", ANEW),
+        (["--batch-size", 6], "resuming with batch_size 6, which was 8", ANEW),
+        (["--filter"], "resuming with filter True, which was False", ANEW),
     ],
     ids=lambda value: value[0] if isinstance(value, list) else "",
 )
-def test_every_option_that_changed_is_told(folder, begun, capsys, more, says):
+def test_every_option_that_changed_is_told_and_another_order_begins_with_an_epoch(
+    folder, begun, capsys, monkeypatch, more, says, position
+):
+    monkeypatch.setattr(
+        command, "filter_pairs", lambda pairs: {"kept": 24}
+    )  # the paper's would leave nothing
     more = [folder / "vocabulary" / "vocab.txt" if m == "VOCAB" else m for m in more]
     status, _, err = run(capsys, *arguments(folder, begun, "--resume", *more, steps=5))
     assert status == 0 and says in err and "resuming at step 4" in err
     assert len(metrics(begun)) == 5
+    reached = json.loads((newest(begun) / "training.json").read_text())["position"]
+    assert (reached["epoch"], reached["taken"]) == position
+
+
+@pytest.mark.parametrize(
+    "name, before, now, same",
+    [
+        ("seed", 0, 1, False),
+        ("batch_size", 8, 16, False),
+        ("filter", False, True, False),
+        ("data", ["a"], ["b"], False),
+        ("contents of data", "abc", "abd", False),
+        ("lr", 0.1, 0.2, True),
+        ("flip", False, True, True),
+    ],
+)
+def test_the_order_is_another_where_what_decides_it_has_changed(name, before, now, same):
+    with pytest.warns(UserWarning, match="resuming with"):
+        assert warn_of_changes({name: before, "tile": 1}, {name: now, "tile": 1}) is same
+
+
+@pytest.mark.parametrize(
+    "name, before, now, says",
+    [
+        ("optimizer", "lamb", "adamw", "with --optimizer lamb"),
+        ("freeze", None, "image", "without --freeze"),
+        ("freeze", "image", None, "with --freeze image"),
+    ],
+)
+def test_what_is_learnt_and_by_what_cannot_change_half_way(name, before, now, says):
+    with pytest.raises(ValueError, match=f"^run: was trained {says}, and must go on with it$"):
+        check_same_run({name: before}, {name: now}, Path("run"))
 
 
 def test_another_preset_config_or_init_has_no_effect_and_that_is_told(folder, begun, capsys, tmp_path):

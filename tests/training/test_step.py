@@ -1,12 +1,14 @@
-"""Where a step on a CPU is faster with channels last in memory, it takes them so, and computes the same."""
+"""What the encoder of pairs gives. Where a step on a CPU is faster with channels last in memory, it takes
+them so, and computes the same."""
 
 import pytest
 import torch
+import torch.nn.functional as F
 
 from align_minimal import AlignConfig, AlignModel
 from align_minimal.support.outputs import Batch
 from align_minimal.training.step import PairEncoder
-from tests.reference.parity import healthy, relative_error
+from tests.reference.parity import assert_close, healthy, relative_error
 
 TEXT = {"hidden_size": 8, "num_hidden_layers": 1, "num_attention_heads": 2, "vocab_size": 9}
 
@@ -20,6 +22,17 @@ def encoder(kernel: int, precision: str) -> PairEncoder:
 def batch(dtype: torch.dtype = torch.float32) -> Batch:
     ids = torch.tensor([[2, 5, 3], [2, 6, 3], [2, 7, 3], [2, 8, 3]])
     return Batch(pixel_values=torch.randn(4, 3, 64, 64, dtype=dtype), input_ids=ids, attention_mask=ids > 0)
+
+
+def test_padding_has_no_part_in_a_text_s_embedding():
+    encode, pairs = encoder(3, "float32").eval(), batch()
+    pairs["input_ids"] = ids = torch.tensor([[2, 5, 3, 0], [2, 6, 8, 3], [2, 7, 3, 0], [2, 3, 0, 0]])
+    pairs["attention_mask"] = mask = ids > 0
+    text, _, _ = encode(pairs)
+    with_mask, without = (F.normalize(encode.model.get_text_features(ids, m), dim=-1) for m in (mask, None))
+    assert_close(text, with_mask, 1e-6, "texts")
+    changed = (with_mask - without).norm(dim=-1) > 0.01
+    assert changed.tolist() == [True, False, True, True]  # the second text is not padded
 
 
 @pytest.mark.parametrize("kernel, precision, last", [(3, "float32", 1), (5, "float32", 0), (3, "bf16", 0)])

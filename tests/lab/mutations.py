@@ -25,6 +25,7 @@ def mutation(name: str, file: str, test: str, hint: str, *, old: str, new: str) 
     return Mutation(name, file, old, new, test, hint)
 
 
+DROPOUT = "model/test_bert.py::test_dropout_acts_at_each_of_its_four_places_and_in_training_only"
 PART = "model/test_efficientnet.py::test_part_equals_hugging_face_in_values_and_gradients"
 TOWER = "model/test_vision_tower.py::test_tower_equals_hugging_face_in_values_and_gradients"
 GOLDEN_TEXTS = "inputs/test_tokenizer.py::test_tokens_ids_and_decoded_text_equal_the_reference_s"
@@ -447,6 +448,14 @@ IMAGE_TOWER = [
         new="width = 32",
     ),
     mutation(
+        "stem-as-wide-as-the-first-stage",
+        "efficientnet.py",
+        "model/test_efficientnet.py::test_the_stem_is_32_wide_before_scaling_whatever_the_first_stage_takes",
+        "the stem is 32 wide before scaling, as in Hugging Face, even where in_channels[0] is not 32",
+        old="width = round_filters(32, config)",
+        new="width = round_filters(config.in_channels[0], config)",
+    ),
+    mutation(
         "pooled-by-sum",
         "efficientnet.py",
         f"{TOWER}[vision_mean-eval-torch.float64]",
@@ -561,6 +570,38 @@ TEXT_TOWER = [
         new="list(head_mask.expand(layers, heads).flip(0)[:, None, :, None, None])",
     ),
     mutation(
+        "attention-without-dropout",
+        "bert.py",
+        f"{DROPOUT}[attention weights]",
+        "in training the attention's weights are dropped too, after the softmax",
+        old="weights = self.dropout(scores.softmax(dim=-1))",
+        new="weights = scores.softmax(dim=-1)",
+    ),
+    mutation(
+        "attended-without-dropout",
+        "bert.py",
+        f"{DROPOUT}[attended]",
+        "what attention gives goes through dropout before it is added",
+        old="x + self.dropout(attended)",
+        new="x + attended",
+    ),
+    mutation(
+        "feed-forward-without-dropout",
+        "bert.py",
+        f"{DROPOUT}[fed forward]",
+        "what the feed-forward part gives goes through dropout before it is added",
+        old="x + self.dropout(self.feed_forward(x))",
+        new="x + self.feed_forward(x)",
+    ),
+    mutation(
+        "embeddings-without-dropout",
+        "bert.py",
+        f"{DROPOUT}[embeddings]",
+        "the embeddings go through dropout, after their LayerNorm",
+        old="return self.dropout(self.norm(x))",
+        new="return self.norm(x)",
+    ),
+    mutation(
         "pooler-on-the-mean",
         "bert.py",
         "model/test_bert.py::test_every_option_gives_the_values_and_gradients_of_hugging_face"
@@ -627,6 +668,14 @@ LOSS_AND_MODEL = [
         "both embeddings are divided by their L2 norm: logits are cosines over σ",
         old="        y = y / y.norm(dim=-1, keepdim=True)\n",
         new="",
+    ),
+    mutation(
+        "zero-embedding-hidden-by-an-eps",
+        "model.py",
+        "model/test_model.py::test_an_embedding_of_zeros_is_nan_as_in_hugging_face",
+        "with an eps an embedding of zeros stays zeros, and a dead tower is not noticed; without, it is NaN",
+        old="        y = y / y.norm(dim=-1, keepdim=True)\n",
+        new="        y = torch.nn.functional.normalize(y, dim=-1, eps=1e-6)\n",
     ),
     mutation(
         "norm-over-the-batch",
@@ -877,6 +926,38 @@ TRAINING = [
         "a resumed run goes on after the batches of its block that were given, and gives none of them twice",
         old="for number in range(at.taken, len(found)):",
         new="for number in range(len(found)):",
+    ),
+    mutation(
+        "every-rank-draws-alike",
+        "training/batches.py",
+        "training/test_data.py::test_every_rank_draws_anew_at_every_step",
+        "the randomness of a batch follows from seed, step and rank: without the rank all ranks crop alike",
+        old='f"{self.seed} {step} {self.rank}"',
+        new='f"{self.seed} {step}"',
+    ),
+    mutation(
+        "full-batches-of-earlier-blocks-forgotten",
+        "training/batches.py",
+        "training/test_data.py::test_a_last_block_without_a_full_batch_is_carried_on_where_another_had_one",
+        "an epoch that has given one full batch gives no smaller one, whichever block the full one was of",
+        old="at.full or bool(full))",
+        new="bool(full))",
+    ),
+    mutation(
+        "other-seed-taken-for-the-same-order",
+        "training/resume.py",
+        "training/test_resume.py::test_the_order_is_another_where_what_decides_it_has_changed",
+        "another seed is another order: a position in the old one means nothing in it",
+        old='ORDER = ("seed", "batch_size",',
+        new='ORDER = ("batch_size",',
+    ),
+    mutation(
+        "freeze-changed-half-way",
+        "training/resume.py",
+        "training/test_resume.py::test_what_is_learnt_and_by_what_cannot_change_half_way",
+        "which tower is frozen cannot change half-way: the optimizer has moments only of what is learnt",
+        old='for name in ("optimizer", "freeze"):',
+        new='for name in ("optimizer",):',
     ),
     mutation(
         "left-over-pairs-dropped",

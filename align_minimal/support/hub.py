@@ -81,6 +81,17 @@ def _fetch(name: str, filenames: tuple[str, ...]) -> Path:
     raise FileNotFoundError(f"{name}: the hub's repository has no {' or '.join(filenames)}")
 
 
+def check_regular(path: Path) -> None:
+    """ValueError if there is something at `path` that is no file: to open a pipe could wait for ever.
+
+    >>> check_regular(Path("/dev/zero"))
+    Traceback (most recent call last):
+    ValueError: /dev/zero: not a regular file
+    """
+    if path.exists() and not path.is_file():
+        raise ValueError(f"{path}: not a regular file")
+
+
 def read_json(path: Path) -> dict:
     """The JSON object in `path`; ValueError naming the file if it holds anything else.
 
@@ -90,8 +101,7 @@ def read_json(path: Path) -> dict:
     >>> read_json(find_file("emoji", "config.json"))["model_type"]
     'align'
     """
-    if Path(path).exists() and not Path(path).is_file():
-        raise ValueError(f"{path}: not a regular file")  # to open a pipe could wait for ever
+    check_regular(Path(path))
     try:
         content = json.loads(
             Path(path).read_text(encoding="utf-8"), parse_float=_finite, parse_constant=_finite

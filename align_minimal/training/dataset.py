@@ -52,7 +52,7 @@ class Pairs:
             elif shards := find_shards(path):
                 self.shards += shards
                 for shard in shards:
-                    with open(shard, "rb") as file:  # in a tar's first header stands when a file was changed
+                    with open(shard, "rb") as file:  # its first headers say when files were changed
                         self.seen.update(b"%s %d" % (os.fsencode(shard.name), shard.stat().st_size))
                         self.seen.update(file.read(BEGINNING))
             else:
@@ -120,18 +120,22 @@ class Pairs:
         order = random.Random(seed).sample(range(len(self.shards)), len(self.shards))
         stream = self.stream(order, *start)
         for number in itertools.count(first):
-            some = next(stream, None)
-            if some is None:
+            some = self.take(stream)
+            if not some:
                 return
-            packed = isinstance(some[0].image, bytes)
-            some, held = [some], 0
-            while len(some) < (self.PACKED_BUFFER if packed else self.BUFFER):
-                held += len(some[-1][0].image) if isinstance(some[-1][0].image, bytes) else 0
-                if held >= self.PACKED_BYTES or (more := next(stream, None)) is None:
-                    break
-                some.append(more)
             block = list(self.kept(pair for pair, _ in some))
             yield random.Random(f"{seed} {number}").sample(block, len(block)), some[-1][1]
+
+    def take(self, stream: Iterator[tuple[Pair, Place]]) -> list[tuple[Pair, Place]]:
+        """A block of the stream: fewer pairs, and no more than PACKED_BYTES, where pictures are in memory."""
+        some, held, most = [], 0, self.BUFFER
+        for pair, after in stream:
+            some.append((pair, after))
+            if isinstance(pair.image, bytes):
+                held, most = held + len(pair.image), self.PACKED_BUFFER
+            if len(some) >= most or held >= self.PACKED_BYTES:
+                break
+        return some
 
     def find(self, places: Sequence[Place]) -> list[Pair]:
         """The pairs that had these places, if they still exist. A compressed shard is read only once."""

@@ -24,7 +24,7 @@ from safetensors.torch import save_file
 
 from ..model import AlignModel
 from ..processor import AlignProcessor
-from ..support.hub import read_json, write_atomically, write_json
+from ..support.hub import check_regular, read_json, write_atomically, write_json
 from ..support.weights_file import read_tensors
 from .batches import Position
 
@@ -186,8 +186,7 @@ def locked(out: Path):
     """
     out.mkdir(parents=True, exist_ok=True)
     path = out / "run.lock"
-    if path.exists() and not path.is_file():
-        raise ValueError(f"{path}: not a regular file")  # to open a pipe could wait for ever
+    check_regular(path)
     with open(path, "a") as file:
         try:
             if fcntl:
@@ -326,8 +325,7 @@ class Run:
             for rubbish in self.out.glob(f".{name}.*.tmp"):
                 rubbish.unlink(missing_ok=True)
         kept = []
-        if self.metrics_path.exists() and not self.metrics_path.is_file():
-            raise ValueError(f"{self.metrics_path}: not a regular file")
+        check_regular(self.metrics_path)
         if self.metrics_path.exists():
             for line in self.metrics_path.read_text(encoding="utf-8", errors="replace").splitlines():
                 with contextlib.suppress(ValueError, KeyError, TypeError, RecursionError):  # or be cut short

@@ -64,7 +64,7 @@ def read_folder(folder: Path, columns: Sequence[str] = ("text", "caption")) -> l
     """The pairs of an imagefolder: `metadata.jsonl` or `metadata.csv` with columns file_name and text.
 
     In metadata.jsonl text may be a list. Columns concept (a name) and mirror (true or false) may be there.
-    `columns`: where the text stands, the first of them that a row has.
+    `columns`: where the text stands, the first of them that a row has and that is not null.
     A file_name may lead through a symbolic link: whoever owns the folder made it, not the metadata.
     Raises ValueError naming file and line: nothing in it, malformed, a missing column, a path that leaves
     the folder, a text that is empty.
@@ -82,7 +82,8 @@ def read_folder(folder: Path, columns: Sequence[str] = ("text", "caption")) -> l
     for line, row in (_json_rows if path.suffix == ".jsonl" else _csv_rows)(path):
         try:
             image = folder / _file_name(row, columns, folder)
-            column = next((column for column in columns if row.get(column) is not None), columns[0])
+            there = [column for column in columns if column in row]
+            column = next((column for column in there if row[column] is not None), there[0])
             pairs.append(make_pair(str(image), image, row[column], row, column))
         except ValueError as error:
             raise ValueError(f"{path}, line {line}: {error}") from None

@@ -428,6 +428,13 @@ def test_a_page_has_the_longest_name_there_can_be_and_a_full_device_is_named(
     assert status == 1 and err == "align-minimal: [Errno 28] No space left on device: '/dev/full'\n"
 
 
+def test_a_row_whose_only_text_is_null_is_named(capsys, checkpoint, tmp_path):
+    Image.new("RGB", (40, 30), "red").save(tmp_path / "a.png")
+    (tmp_path / "metadata.jsonl").write_text('{"file_name": "a.png", "caption": null}')
+    says = ["metadata.jsonl, line 1: caption must be a string or a list of strings, not None"]
+    refused(capsys, "evaluate", tmp_path, "--model", checkpoint, status=1, says=says)
+
+
 def test_pairs_in_a_folder_whose_name_is_not_utf_8_are_evaluated(capsys, checkpoint, tmp_path):
     folder = tmp_path / os.fsdecode(b"pairs\xff")
     folder.mkdir()

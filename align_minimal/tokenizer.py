@@ -25,10 +25,10 @@ from typing import overload
 import numpy as np
 import torch
 
-from .support import batching, vocab_files
+from .support import batching, fast_wordpiece, vocab_files
 from .support.outputs import Batch
 from .support.vocab_files import OPTIONS, ROLES, SPECIAL_TOKENS
-from .wordpiece import clean, lower, split_words, wordpiece
+from .wordpiece import clean, lower, split_words
 
 MAX_REMEMBERED = 100_000  # stretches without spaces
 CLEAN_UP = (" .", " ?", " !", " ,", " ' ", " n't", " 'm", " 's", " 've", " 're")  # each loses its spaces
@@ -60,10 +60,9 @@ class BertTokenizer(vocab_files.FixedOnceBuilt):
         pad_token: str = "[PAD]", cls_token: str = "[CLS]", mask_token: str = "[MASK]",
         clean_up_tokenization_spaces: bool = True,
     ):  # fmt: skip
-        self.do_lower_case, self.strip_accents = do_lower_case, strip_accents
-        self.tokenize_chinese_chars = tokenize_chinese_chars
+        self.strip_accents, self.tokenize_chinese_chars = strip_accents, tokenize_chinese_chars
+        self.do_lower_case, self.clean_up_tokenization_spaces = do_lower_case, clean_up_tokenization_spaces
         self.model_max_length = batching.NO_LIMIT if model_max_length is None else int(model_max_length)
-        self.clean_up_tokenization_spaces = clean_up_tokenization_spaces
         self.pad_token, self.unk_token, self.cls_token = pad_token, unk_token, cls_token
         self.sep_token, self.mask_token = sep_token, mask_token
         self.all_special_tokens = [*dict.fromkeys((unk_token, sep_token, pad_token, cls_token, mask_token))]
@@ -75,6 +74,7 @@ class BertTokenizer(vocab_files.FixedOnceBuilt):
             setattr(self, f"{role}_id", self.vocab[getattr(self, role)])
         longest_first = sorted(self.all_special_tokens, key=len, reverse=True)
         self._special_pattern = re.compile(f"({'|'.join(map(re.escape, longest_first))})")
+        self._wordpiece = fast_wordpiece.FastWordPiece(self.vocab, unk_token)  # word → its pieces
         self._remembered: dict[str, tuple[int, ...]] = {}  # a stretch without spaces → ids of its pieces
 
     def __len__(self) -> int:
@@ -112,7 +112,7 @@ class BertTokenizer(vocab_files.FixedOnceBuilt):
 
     def _ids_of_stretch(self, stretch: str) -> tuple[int, ...]:
         """The ids of a stretch without spaces, such as "cats!": it can hold several words. Remembered."""
-        pieces = [p for w in self._split_words(stretch) for p in wordpiece(w, self.vocab, self.unk_token)]
+        pieces = [p for w in self._split_words(stretch) for p in self._wordpiece(w)]
         if len(self._remembered) >= MAX_REMEMBERED:
             self._remembered.clear()
         return self._remembered.setdefault(stretch, tuple(map(self.vocab.__getitem__, pieces)))

@@ -104,7 +104,8 @@ def wordpiece(word: str, vocab: Mapping[str, int], unk_token: str = "[UNK]") -> 
     """The longest piece that starts the word, then the longest "##" piece that starts the rest, and so on.
 
     This is called greedy longest match first. One `unk_token` (it stands for any unknown word) if no piece
-    starts some rest, or if the word has more than MAX_WORD characters.
+    starts some rest, or if the word has more than MAX_WORD characters. (support/fast_wordpiece.py finds the
+    same pieces in linear time.)
 
     >>> wordpiece("abcdefz", {"a": 0, "ab": 1, "##cd": 2, "##efz": 3, "abcdefg": 4})
     ['ab', '##cd', '##efz']

@@ -215,25 +215,27 @@ def check_text(config: Any, ids, mask, types, positions, embeds) -> None:
     """
     if (ids is None) == (embeds is None):
         raise ValueError("give either input_ids or inputs_embeds" + (", not both" if ids is not None else ""))
-    given, name, rank = (ids, "input_ids", 2) if embeds is None else (embeds, "inputs_embeds", 3)
-    if not isinstance(given, Tensor):
-        raise TypeError(f"{name} must be a tensor, not {type(given).__name__}")
-    if given.ndim != rank or (rank == 3 and given.shape[2] != config.hidden_size):
-        wanted = "(batch, tokens)" if rank == 2 else f"(batch, tokens, {config.hidden_size})"
-        raise ValueError(f"{name} must be {wanted}, not {tuple(given.shape)}")
-    if rank == 3 and is_true(lambda: ~given.isfinite().all()):
+    given, width = (ids, ()) if embeds is None else (embeds, (config.hidden_size,))
+    if not isinstance(given, Tensor) or given.ndim < 2 or given.shape[2:] != width:
+        name = "inputs_embeds" if width else "input_ids"
+        if not isinstance(given, Tensor):
+            raise TypeError(f"{name} must be a tensor, not {type(given).__name__}")
+        wanted = ", ".join(("batch", "tokens", *map(str, width)))
+        raise ValueError(f"{name} must be ({wanted}), not {tuple(given.shape)}")
+    if width and is_true(lambda: ~given.isfinite().all()):
         raise ValueError(f"inputs_embeds must be finite, but holds {given[~given.isfinite()][0].item()}")
     B, T = given.shape[:2]
     if config.max_position_embeddings < T:
+        name = "inputs_embeds" if width else "input_ids"
         raise ValueError(
             f"{name} has {T} tokens a text; max_position_embeddings allows {config.max_position_embeddings}"
         )
     check_ids("input_ids", ids, (B, T), config.vocab_size, "the vocabulary")
     check_ids("token_type_ids", types, (B, T), config.type_vocab_size, "type_vocab_size")
     check_ids("position_ids", positions, (B, T), config.max_position_embeddings, "max_position_embeddings")
-    if mask is not None and not isinstance(mask, Tensor):
-        raise TypeError(f"attention_mask must be a tensor, not {type(mask).__name__}")
-    if mask is not None and tuple(mask.shape) not in ((B, T), (B, T, T)):
+    if mask is not None and (not isinstance(mask, Tensor) or tuple(mask.shape) not in ((B, T), (B, T, T))):
+        if not isinstance(mask, Tensor):
+            raise TypeError(f"attention_mask must be a tensor, not {type(mask).__name__}")
         raise ValueError(f"attention_mask must be {(B, T)} or {(B, T, T)}, not {tuple(mask.shape)}")
 
 

@@ -3,6 +3,7 @@
 import ast
 import copy
 import importlib.util
+import itertools
 import json
 import pickle
 import random
@@ -18,8 +19,11 @@ import numpy as np
 import pytest
 import regex
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 
 from align_minimal import BertTokenizer
+from align_minimal.support import fast_wordpiece
 from align_minimal.support.batching import truncate
 from align_minimal.support.marks import sort_marks
 from align_minimal.support.vocab_files import OPTIONS, SPECIAL_TOKENS
@@ -226,6 +230,64 @@ def test_greedy_longest_match_and_one_unk_for_any_unmatched_rest():
     vocab = dict.fromkeys(["a", "ab", "##cd", "##efz", "abcdefg"])
     assert wordpiece("abcdefz", vocab) == ["ab", "##cd", "##efz"]  # the example of LinMaxMatch (Song 2021)
     assert wordpiece("abcdef", vocab) == ["[UNK]"]
+
+
+# Two letters, so that many tokens are beginnings and ends of each other; words can even hold the mark of
+# pieces inside words.
+TOKENS = st.tuples(st.sampled_from(["", "##"]), st.text("ab", min_size=1, max_size=5)).map("".join)
+
+
+@given(
+    st.sets(TOKENS | st.text("a#", max_size=4), min_size=4, max_size=16),
+    st.lists(st.text("ab#x", max_size=9)),
+)
+def test_lin_max_match_cuts_words_as_the_plain_function_does(vocab, words):
+    cut = fast_wordpiece.LinMaxMatch(vocab, "[UNK]")
+    for word in [*words, *vocab, *map("".join, itertools.product("ab", repeat=6))]:
+        assert cut(word) == wordpiece(word, dict.fromkeys(vocab)), (word, vocab)
+
+
+def test_lin_max_match_knows_the_limit_of_length_and_tokens_beyond_it():
+    vocab = dict.fromkeys(
+        ["a", "##a", "##" + "a" * 99, "##" + "a" * 100, "b" * 100, "b" * 101, "c" * 100_000]
+    )
+    cut = fast_wordpiece.LinMaxMatch(vocab, "[UNK]")
+    words = ["a" * 99, "a" * 100, "a" * 101, "a" * 102, "b" * 100, "b" * 101, "c"]
+    assert [cut(word) for word in words] == [wordpiece(word, vocab) for word in words]
+    assert cut("a" * 100) == ["a", "##" + "a" * 99] and len(cut.after) < 1000
+
+
+def test_after_many_words_a_tokenizer_cuts_in_linear_time_and_nothing_else_changes(vocab_file, monkeypatch):
+    tokenizer = BertTokenizer(vocab_file)
+    expected = tokenizer(GOLDEN_TEXTS)
+    assert "linear" not in vars(tokenizer._wordpiece)  # texts of usual length do not pay for it
+    monkeypatch.setattr(fast_wordpiece, "PLAIN", 0)
+    tokenizer = BertTokenizer(vocab_file)
+    assert tokenizer(GOLDEN_TEXTS) == expected and "linear" in vars(tokenizer._wordpiece)
+    assert (
+        pickle.loads(pickle.dumps(tokenizer))(GOLDEN_TEXTS)
+        == copy.deepcopy(tokenizer)(GOLDEN_TEXTS)
+        == expected
+    )
+
+
+def test_long_words_take_time_in_proportion_to_their_letters():
+    # Every beginning is a prefix of a token, and no end is a token until the last letter: the worst case.
+    vocab = ["a", "##a", "a" * 100 + "b", "##" + "a" * 100 + "b"]
+    cut = fast_wordpiece.LinMaxMatch(vocab, "[UNK]")
+    looks = []
+
+    class Counted(dict):
+        def __contains__(self, letter):
+            looks.append(letter)
+            return super().__contains__(letter)
+
+    cut.after = [Counted(after) for after in cut.after]
+    for letters in (20, 80):
+        looks.clear()
+        assert cut("a" * letters + "c") == ["[UNK]"] and len(looks) <= 2 * letters + 2
+        looks.clear()
+        assert len(cut("a" * letters)) == letters and len(looks) <= 2 * letters
 
 
 def test_the_training_score_prefers_pairs_that_keep_to_each_other():

@@ -98,6 +98,14 @@ INPUTS = [
         new='mark, rest = "", rest[end:]',
     ),
     mutation(
+        "certain-pieces-forgotten",
+        "support/fast_wordpiece.py",
+        "inputs/test_tokenizer.py::test_lin_max_match_cuts_words_as_the_plain_function_does",
+        "on the way to where a word can go on, each state passed adds the pieces that are certain by then",
+        old="passed + self.passed[rest]",
+        new="passed",
+    ),
+    mutation(
         "merge-by-frequency",
         "training/vocabulary.py",
         "inputs/test_tokenizer.py::test_the_training_score_prefers_pairs_that_keep_to_each_other",

@@ -31,6 +31,7 @@ ORDER = [
     "contrastive",
     "model",
     "wordpiece",
+    "support.fast_wordpiece",
     "training.vocabulary",
     "tokenizer",
     "image_processor",

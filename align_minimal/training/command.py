@@ -25,7 +25,7 @@ from .dataset import Pairs
 from .filters import filter_pairs
 from .loop import Trainer, steps_of
 from .options import PAPER, TrainOptions, check_arguments, resolve
-from .processes import note_signals, processes
+from .processes import keep_freed_memory, note_signals, processes
 from .run_folder import BESIDE, Run, bests, checkpoints, locked, model_files
 from .step import reason
 
@@ -213,6 +213,7 @@ def train(args: argparse.Namespace, parser: argparse.ArgumentParser) -> int | No
         with locked(options.out) if first else contextlib.nullcontext(), processes(options.device) as group:
             check_out(options)  # again: another run may have come in between
             group.wait()
+            keep_freed_memory()
             with note_signals() as received:
                 trainer = Trainer(options, group, pairs, evaluation)
                 trainer.begin()

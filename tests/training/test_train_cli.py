@@ -5,6 +5,7 @@ import json
 import math
 import multiprocessing
 import os
+import platform
 import shutil
 import signal
 import socket
@@ -27,9 +28,10 @@ from align_minimal.training.build import new_model
 from align_minimal.training.dataset import Pairs
 from align_minimal.training.loop import Trainer
 from align_minimal.training.options import TrainOptions
-from align_minimal.training.processes import Processes, processes
+from align_minimal.training.processes import Processes, ctypes, keep_freed_memory, processes
 from align_minimal.training.run_folder import checkpoints, model_files
 from align_minimal.training.step import PairEncoder
+from tests.lab import warm
 from tests.training.tiny_training import (
     TEXTS,
     metrics,
@@ -527,3 +529,40 @@ def test_an_empty_name_is_not_the_current_folder(tmp_path, capsys, monkeypatch, 
     monkeypatch.chdir(tmp_path)
     refused(capsys, "train", *argv, status=2, says=["an empty name"])
     assert list(tmp_path.iterdir()) == []
+
+
+FAULTS = """
+import resource, sys, torch
+from align_minimal.training.processes import keep_freed_memory
+if sys.argv[1] == "kept":
+    keep_freed_memory()
+def faults(steps):
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+    for _ in range(steps):
+        del [torch.ones(2**mebibytes * 2**18) for mebibytes in (3, 5, 6)][:]
+    return resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before
+faults(2)
+print(faults(5))
+"""
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="other C libraries cannot be told")
+def test_what_a_step_frees_is_not_mapped_anew_by_the_next(tmp_path):
+    (tmp_path / "faults.py").write_text(FAULTS)
+    usual, kept = (int(warm.python(tmp_path / "faults.py", how).stdout) for how in ("usual", "kept"))
+    largest = 64 * 2**20 / 4096  # pages of the largest block
+    assert usual > 5 * largest and kept < largest * 2
+
+
+def test_a_run_keeps_the_memory_that_its_steps_free_and_goes_on_where_malloc_cannot_be_told(
+    folder, tmp_path, monkeypatch
+):
+    told = []
+    monkeypatch.setattr(command, "keep_freed_memory", lambda: told.append(True))
+    assert main(arguments(folder, tmp_path / "out")) == 0 and told == [True]
+    for missing in (
+        lambda name: object(),
+        lambda name: Path("none").stat(),
+    ):  # no such function; no such library
+        monkeypatch.setattr(ctypes, "CDLL", missing)
+        keep_freed_memory()

@@ -5,7 +5,7 @@
     python weights/prepare_emoji.py data/fewer --fewer-concepts    # without one concept in ten
     python weights/prepare_emoji.py data/final --final-test    # Noto: for the last figure, never before
 
-Needs npm (to fetch) and `pip install resvg-py` (to rasterise). Each set becomes an imagefolder:
+Needs npm (to fetch) and `pip install resvg-py` (to rasterize). Each set becomes an imagefolder:
 DIR/twemoji/metadata.jsonl, one line a picture, {"file_name", "text": [captions], "world": {language:
 [captions]}, "concept": code points, "mirror": whether its mirror image deserves the same captions}, and
 transparent PNGs of 144×144, which every reader here puts over white. The first caption is the emoji's name in
@@ -246,7 +246,7 @@ def world_captions(words: dict, rng: random.Random) -> dict[str, list[str]]:
 
 
 def draw(task: tuple[str, Path]) -> None:
-    """Rasterise one SVG, centred on a transparent square, and move it into place whole."""
+    """Rasterize one SVG, centred on a transparent square, and move it into place whole."""
     import resvg_py
 
     svg, path = task

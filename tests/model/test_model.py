@@ -112,7 +112,7 @@ def test_return_dict_false_gives_the_plain_tuple(file, loss):
     assert torch.equal(plain[-1][1], named.vision_model_output.pooler_output)
 
 
-def test_features_are_those_of_hugging_face_and_not_normalised(file):
+def test_features_are_those_of_hugging_face_and_not_normalized(file):
     model, inputs = build(file), file.part("pairs/input")
     texts = model.get_text_features(inputs["input_ids"], inputs["attention_mask"])
     images = model.get_image_features(inputs["pixel_values"])

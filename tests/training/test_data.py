@@ -515,7 +515,7 @@ def test_pixels_are_a_crop_of_the_resized_image_mirrored_only_where_asked(tokeni
 
 
 @pytest.mark.parametrize("offset", [False, True])
-def test_normalisation_is_the_image_processor_s_to_the_bit(tokenizer, offset):
+def test_normalization_is_the_image_processor_s_to_the_bit(tokenizer, offset):
     prepare = preparer(tokenizer)
     prepare.image_processor.rescale_offset = offset
     flat = Image.new("RGB", (29, 29), (201, 7, 90))  # every crop of it is the same

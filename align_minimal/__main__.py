@@ -1,7 +1,7 @@
 """The command line: `align-minimal`, or `python -m align_minimal`.
 
 Results go to stdout; progress, warnings and errors of one line go to stderr. The exit status is 0, or 1 for
-bad data, 2 for bad usage, 130 after Ctrl-C.
+bad data (or a mistake of ours), 2 for bad usage, 128 + its number after a signal (130: Ctrl-C).
 """
 
 from __future__ import annotations

@@ -1,6 +1,7 @@
 r"""WordPiece: what a word is, and how it is cut into pieces.
 
-A text becomes pieces in four small functions; BertTokenizer (tokenizer.py) calls them:
+A text becomes pieces in four small functions; BertTokenizer (tokenizer.py) calls them, the last one through
+support/fast_wordpiece.py, which after very many words finds the same pieces in another way:
 
     lower        each character by itself (if BertTokenizer's do_lower_case)
     clean        drop control characters, make tabs, line ends and Zs spaces, set Chinese characters apart

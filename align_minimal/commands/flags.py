@@ -49,7 +49,8 @@ def build_parser(command: str | None):
     train = commands.add_parser(
         "train",
         help="train a model on pairs of your own",
-        description="Train both towers by the paper's recipe: contrastive loss, LAMB, warm-up, linear decay.",
+        description="Train both towers by the paper's recipe: contrastive loss, LAMB (short runs: AdamW), "
+        "warm-up, linear decay.",
     )
     if command == "train":
         from ..training.options import add_arguments
@@ -128,8 +129,9 @@ def add_evaluate(commands) -> None:
         description="Measure retrieval: R@1, R@5 and R@10, from picture to text and from text to picture. "
         "With --zero-shot, measure classification: top-1, top-5 and the accuracy of each class.",
     )
-    pairs = "folders with metadata.jsonl or metadata.csv (file_name, text), or WebDataset tar shards; for "
-    pairs += "--zero-shot folders with metadata (file_name, label or text), or with a folder for each class"
+    pairs = "folders with metadata.jsonl or metadata.csv (file_name, text), or a .txt beside each picture; "
+    pairs += "WebDataset tar shards; for --zero-shot folders with metadata (file_name, label or text), or "
+    pairs += "with a folder for each class"
     parser.add_argument("data", nargs="+", type=given, metavar="DATA", help=pairs)
     labels = "the classes: a file with one label per line, or CLASS<tab>LABEL if DATA names a class otherwise"
     parser.add_argument("--zero-shot", metavar="LABELS", help=labels)

@@ -2,7 +2,7 @@
 
 Both towers from scratch, the contrastive loss over the whole global batch, LAMB, warm-up and linear decay.
 Everything random in a step is drawn from the seed, the step and the rank, so a resumed run repeats a whole
-one bit for bit: the weights, the optimizer's moments and the step's number are all there is to save.
+one bit for bit: weights, the optimizer's moments, the step's number and the place in the data are saved.
 Differs from the paper: the batch, the rates and the length are what the options say; the paper's are 16,384
 pairs, 1e-3 after 10,000 steps of warm-up, and 1.2 million steps.
 """

@@ -142,7 +142,8 @@ def temperature(text: str) -> float:
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """All flags of `train`, in four groups."""
-    pairs = "folders with metadata.jsonl or metadata.csv (file_name, text), or WebDataset tar shards"
+    pairs = "folders with metadata.jsonl or metadata.csv (file_name, text), or a .txt beside each picture; "
+    pairs += "WebDataset tar shards"
     parser.add_argument("data", nargs="+", type=given, metavar="DATA", help=pairs)
     add_model_arguments(parser.add_argument_group("the model"))
     add_data_arguments(parser.add_argument_group("the data"))
@@ -183,7 +184,7 @@ def add_data_arguments(group) -> None:
 def add_recipe_arguments(group) -> None:
     length = group.add_mutually_exclusive_group()
     length.add_argument("--steps", type=positive, metavar="N", help="how many batches to learn from")
-    epochs = "or how many times to see each pair (10; without --init, as many as make 2,000 steps)"
+    epochs = "or how many times to see each pair (10; without --init at least 2,000 steps)"
     length.add_argument("--epochs", type=positive, metavar="N", help=epochs)
     add = group.add_argument
     recipe = "paper: LAMB at 1e-3, decay 1e-5, batches of 256. auto (default): the same for 10,000 steps or "

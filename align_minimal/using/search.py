@@ -4,9 +4,10 @@ are kept in an index: two files in a cache folder.
     INDEX/embeddings.safetensors    embeddings (N, D) float32, L2-normalized; keys (N, 16) uint8, one a row
     INDEX/names.json                the N file names, in the order of the rows; for other programs
 
-A picture's key is a digest of the image tower, and of the picture's path in the folder, its size in bytes and
-the time of its last change. A row is used again if its key is still wanted, and a picture without a row is
-embedded. So the result is right even if the index is incomplete, or was made for another folder or model.
+A picture's key is a digest of the image tower and processor, and of the picture's path in the folder, its
+size in bytes and the time of its last change. A row is used again if its key is still wanted, and a picture
+without a row is embedded. So the result is right even if the index is incomplete, or was made for another
+folder or model.
 Leaves out: the picture's content. A picture that changes and keeps path, size and time is not embedded again.
 """
 

@@ -1,7 +1,7 @@
 """Programs that start within milliseconds: `python` with the slow libraries imported beforehand.
 
-A test that starts Python waits two seconds for `import torch` before its own work begins. Here a server
-(Python's own "forkserver") imports the slow libraries once for all tests, and each program is forked from it.
+A test that starts Python waits seconds for `import torch` before its own work begins. Here a server (Python's
+own "forkserver") imports the slow libraries once for all tests, and each program is forked from it.
 Nothing of this project is imported in the server. Where a process's beginning or end is what a test is about
 (closed streams, signals, terminals), it starts a real one.
 """

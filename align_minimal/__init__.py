@@ -61,7 +61,7 @@ def __getattr__(name: str):
     name_there = ALSO.get(name, name)
     if name_there in HOME:
         return getattr(import_module(f".{HOME[name_there]}", __name__), name_there)
-    if name in HOME.values():
+    if name in {*HOME.values(), "checkpoint", "wordpiece"}:
         return import_module(f".{name}", __name__)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
 

@@ -255,7 +255,7 @@ class AlignVisionModel(PretrainedModel[VisionOutput]):
         """hidden_states, where asked for, are the stem's output and every block's."""
         check_pixel_values(pixel_values, self.config)
         x = self.stem(pixel_values)  # (B, C_stem, ⌊H/2⌋, ⌊W/2⌋)
-        hidden_states = [x]
+        hidden_states = [x] if output_hidden_states else []
         for block in self.blocks:
             x = block(x)
             if output_hidden_states:

@@ -28,7 +28,7 @@ import torch
 from .support import batching, fast_wordpiece, vocab_files
 from .support.outputs import Batch
 from .support.vocab_files import OPTIONS, ROLES, SPECIAL_TOKENS
-from .wordpiece import clean, lower, split_words
+from .wordpiece import MAX_WORD, clean, lower, split_words
 
 MAX_REMEMBERED = 100_000  # stretches without spaces
 CLEAN_UP = (" .", " ?", " !", " ,", " ' ", " n't", " 'm", " 's", " 've", " 're")  # each loses its spaces
@@ -111,11 +111,12 @@ class BertTokenizer(vocab_files.FixedOnceBuilt):
         return [word for part in cleaned for word in self._split_words(part)]
 
     def _ids_of_stretch(self, stretch: str) -> tuple[int, ...]:
-        """The ids of a stretch without spaces, such as "cats!": it can hold several words. Remembered."""
-        pieces = [p for w in self._split_words(stretch) for p in self._wordpiece(w)]
+        """The ids of a stretch without spaces, such as "cats!": it can hold several words. Remembered, unless
+        it is very long: so there is a limit to the memory."""
+        ids = tuple(self.vocab[p] for w in self._split_words(stretch) for p in self._wordpiece(w))
         if len(self._remembered) >= MAX_REMEMBERED:
             self._remembered.clear()
-        return self._remembered.setdefault(stretch, tuple(map(self.vocab.__getitem__, pieces)))
+        return ids if len(stretch) > MAX_WORD else self._remembered.setdefault(stretch, ids)
 
     def _ids(self, text: str | Sequence[str], are_words: bool = False) -> list[int]:
         """The ids of a text, or (are_words) of a list of words; [CLS] and [SEP] not added."""

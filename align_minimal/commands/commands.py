@@ -23,7 +23,7 @@ from ..processor import AlignProcessor
 from ..support.image_files import load_image
 from ..support.terminal import busy, columns, fit, glyph, message, one_line, paint, width
 from ..training.dataset import Pairs
-from ..using.pictures import check_file, find_pictures
+from ..using.pictures import check_file, check_folder, find_pictures
 from ..using.retrieval import embed_images, evaluate, print_recall, readable
 from ..using.search import ImageIndex
 from ..using.trace import trace_pair
@@ -165,6 +165,7 @@ def run_search(args: argparse.Namespace, parser: argparse.ArgumentParser) -> Non
     if args.image is not None:
         check_file(Path(args.image))
         load_image(args.image)  # an error here, if any, and not after the folder was embedded
+    check_folder(Path(args.folder))  # as soon
     index = ImageIndex(args.folder, *load(args), args.index)
     queries = index.queries(args.queries, args.image, args.minus, args.text_weight)
     answers = list(zip(args.queries or [None], index.nearest(queries, args.top), strict=True))
@@ -211,7 +212,8 @@ def run_evaluate(args: argparse.Namespace, parser: argparse.ArgumentParser) -> N
         classifier = ZeroShotClassifier(*load_for_inference(args), list(labels.values()), templates)
         result, print_result = zero_shot_accuracy(classifier, pictures), print_accuracy
     else:
-        result, print_result = evaluate(*load_for_inference(args), Pairs(args.data)), print_recall
+        pairs = Pairs(args.data)  # what is wrong with them is cheaper to find than a model
+        result, print_result = evaluate(*load_for_inference(args), pairs), print_recall
     if args.json:
         print_json(args, **result)
     else:
@@ -239,6 +241,7 @@ def run_trace(args: argparse.Namespace, parser: argparse.ArgumentParser) -> None
         parser.error(f"text {args.text!r} is empty")
     check_device(args.device, parser)
     check_file(Path(args.image))
+    load_image(args.image)
     # Unless told otherwise, two levels, and one line for all blocks of a stage.
     trace_pair(*load(args), Path(args.image), args.text, args.depth or 2, fold=args.depth is None)
 

@@ -115,5 +115,5 @@ class FastWordPiece:
         return LinMaxMatch(self.vocab, self.unk_token)
 
     def __call__(self, word: str) -> list[str]:
-        self.spent += len(word) ** 2
+        self.spent += len(word) ** 2 * (len(word) <= MAX_WORD)
         return self.linear(word) if self.spent > PLAIN else wordpiece(word, self.vocab, self.unk_token)

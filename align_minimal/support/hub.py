@@ -23,6 +23,14 @@ CHECKPOINT_FILES = "config.json, model.safetensors, vocab.txt, preprocessor_conf
 DEEPEST = 50  # lists and objects inside one another, in a JSON file
 
 
+class Unreachable(FileNotFoundError):
+    """The hub could not say whether it has a file.
+
+    >>> isinstance(Unreachable(), FileNotFoundError)
+    True
+    """
+
+
 def weights_folder() -> Path:
     """`weights/` of a wheel (inside the package) or of a checkout (beside it).
 
@@ -44,7 +52,7 @@ def find_file(name: str | Path, *filenames: str) -> Path:
     ('weights', 'emoji', 'config.json')
     """
     shipped = weights_folder() / name
-    if Path(name).is_dir() and shipped.is_dir() and not shipped.samefile(Path(name)):
+    if Path(name).is_dir() and (shipped / "config.json").is_file() and not shipped.samefile(Path(name)):
         warnings.warn(f"{name}: the folder here, not the model of that name that ships", stacklevel=2)
     for folder in (Path(name), shipped):
         if folder.is_dir():
@@ -63,18 +71,18 @@ def _fetch(name: str, filenames: tuple[str, ...]) -> Path:
     """A file from the hub's cache or, with a progress bar, from the hub."""
     from huggingface_hub import HfApi, hf_hub_download, try_to_load_from_cache
 
-    for filename in filenames:
-        cached = try_to_load_from_cache(name, filename)
-        if isinstance(cached, str):
-            return Path(cached)
     try:
+        for filename in filenames:
+            cached = try_to_load_from_cache(name, filename)
+            if isinstance(cached, str):
+                return Path(cached)
         # Ask once what there is: with no network this fails at once, where a download retries for 23 s.
         there = [file.rfilename for file in HfApi().model_info(name, timeout=10).siblings]
         for filename in filenames:
             if filename in there:
                 return Path(hf_hub_download(name, filename))
     except Exception as error:  # the hub's, the HTTP client's and the disk's errors share no other base
-        raise FileNotFoundError(
+        raise Unreachable(
             f"{name}: no such folder, and not to be had from the hub ({type(error).__name__}); download "
             f"{CHECKPOINT_FILES} from huggingface.co/{name} and put them into {weights_folder() / name}"
         ) from None

@@ -60,18 +60,12 @@ def check_options(options: Mapping[str, Any]) -> None:
     >>> check_options({"do_resize": "false"})
     Traceback (most recent call last):
     ValueError: do_resize must be true or false, not 'false'
-    """
-    check_values(options, dict.fromkeys(SWITCHES, switch))
-    check_numbers(options["resample"], options["rescale_factor"], options["image_std"])
-
-
-def check_numbers(resample: Any, rescale_factor: Any, image_std: Sequence[float]) -> None:
-    """ValueError naming the option that is out of range.
-
-    >>> check_numbers(resample=2, rescale_factor=1, image_std=[1, 0, 1])
+    >>> check_options({"resample": 2, "rescale_factor": 1, "image_std": [1, 0, 1]})
     Traceback (most recent call last):
     ValueError: image_std [1, 0, 1] must not hold a 0: pixels are divided by it
     """
+    check_values(options, dict.fromkeys(SWITCHES, switch))
+    resample, rescale_factor, image_std = (options[k] for k in ("resample", "rescale_factor", "image_std"))
     if 0 in image_std:
         raise ValueError(f"image_std {image_std} must not hold a 0: pixels are divided by it")
     if isinstance(resample, bool) or resample not in list(Image.Resampling):

@@ -26,9 +26,9 @@ def check_values(
     `source` is the file that the values came from, and stands first in the message. Keys that are absent are
     right, but for those in `required`; keys that `kinds` does not name are not looked at.
 
-    >>> check_values({"size": "3"}, {"size": whole(1, 1000)}, source="preprocessor_config.json")
+    >>> check_values({"size": "3"}, {"size": whole()}, source="preprocessor_config.json")
     Traceback (most recent call last):
-    ValueError: preprocessor_config.json: size must be a whole number from 1 to 1000, not '3'
+    ValueError: preprocessor_config.json: size must be a whole number of at least 1, not '3'
     """
     start = "" if source is None else f"{source}: "
     for key in required:
@@ -65,24 +65,18 @@ def _is_number(value: Any) -> bool:
     return isinstance(value, (int, float)) and not isinstance(value, bool)
 
 
-def whole(low: int = 1, high: int | None = None) -> Kind:
-    """A whole number from `low` to `high`; with no `high` given, to LARGEST.
+def whole(low: int = 1) -> Kind:
+    """A whole number from `low` to LARGEST.
 
     >>> whole()(0), whole(0)(0), whole()(10**20)
     ('be a whole number of at least 1', None, 'be at most 1000000000')
     """
 
     def wanted(value: Any) -> str | None:
-        right = isinstance(value, int) and not isinstance(value, bool)
-        if high is None and right and value > LARGEST:
+        right = isinstance(value, int) and not isinstance(value, bool) and value >= low
+        if right and value > LARGEST:
             return f"be at most {LARGEST}"
-        if right and low <= value <= (LARGEST if high is None else high):
-            return None
-        return (
-            f"be a whole number of at least {low}"
-            if high is None
-            else f"be a whole number from {low} to {high}"
-        )
+        return None if right else f"be a whole number of at least {low}"
 
     return wanted
 
@@ -132,16 +126,6 @@ def switch(value: Any) -> str | None:
     return None if isinstance(value, bool) else "be true or false"
 
 
-def text(most: int = 1000) -> Kind:
-    """A string of at most `most` characters.
-
-    >>> text()("[UNK]"), text()(7)
-    (None, 'be a string of at most 1000 characters')
-    """
-    words = f"be a string of at most {most} characters"
-    return lambda value: None if isinstance(value, str) and len(value) <= most else words
-
-
 def one_of(*values: Any) -> Kind:
     """One of `values`, of the same type: 1 is not True.
 
@@ -164,20 +148,6 @@ def list_of(kind: Kind, words: str, most: int = 10_000) -> Kind:
         if right and len(value) > most:
             return f"be a list of at most {most} entries"
         return None if right else f"be a list of {words}"
-
-    return wanted
-
-
-def either(*kinds: Kind) -> Kind:
-    """Of any of `kinds`.
-
-    >>> either(one_of(None), whole(1, 9))(10)
-    'be one of None or be a whole number from 1 to 9'
-    """
-
-    def wanted(value: Any) -> str | None:
-        words = [kind(value) for kind in kinds]
-        return None if None in words else " or ".join(map(str, words))
 
     return wanted
 

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import functools
+import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
-from .hub import find_file, read_json, write_atomically, write_json
+from .hub import Unreachable, find_file, read_json, write_atomically, write_json
 from .settings import check_keywords
 from .values import check_values, mapping, one_of, plain, shown, switch, whole
 
@@ -289,8 +290,11 @@ def _content(value: Any) -> Any:
 def _beside(name: str | Path, filename: str) -> Path | None:
     try:
         return find_file(name, filename)
+    except Unreachable as error:
+        warnings.warn(f"without {filename}, which may exist: {error}", stacklevel=2)
     except FileNotFoundError:
-        return None
+        pass
+    return None
 
 
 def _added_tokens(name: str | Path) -> Iterator[tuple[str, list]]:

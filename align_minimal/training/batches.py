@@ -37,7 +37,7 @@ from .processes import start_worker
 def fill_batches(pairs: Iterable[Pair], size: int) -> tuple[list[list[Pair]], list[list[Pair]]]:
     """Put pairs into batches of `size`, no image and no concept twice in one. → the full ones, the others.
 
-    A pair goes into the first open batch that has room for it and holds neither its image nor its concept.
+    A pair goes into the first batch with room for it after those that took its image or its concept.
 
     >>> full, rest = fill_batches([Pair(name, b"", ("a letter",)) for name in "aabcd"], 2)
     >>> [[pair.name for pair in batch] for batch in full + rest]
@@ -180,8 +180,9 @@ class Prepare:
         if pair.name in self.cache:
             return self.cache[pair.name]
         image = open_image(pair.picture(), pair.name, at_least=2 * self.side)
-        if self.mode == "RGB" or not image.has_transparency_data:
-            image = to_rgb(image)  # deep grey, too, which Pillow's convert would clip
+        deep = image.mode.startswith(("I", "F"))  # which Pillow's convert would clip
+        if self.mode == "RGB" or deep or not image.has_transparency_data:
+            image = to_rgb(image)
         if image.mode != self.mode:
             image = image.convert("RGBA").convert("RGBa")
         image = image.resize((self.side, self.side), self.image_processor.resample)

@@ -107,15 +107,15 @@ def new_model(options: TrainOptions, pairs: Pairs, steps: int) -> tuple[AlignMod
         if options.image_size:
             model.config.vision_config.image_size = options.image_size
             resize_input(processor.image_processor, options.image_size)
+        images = processor.image_processor
+        one_side([*(images.crop_size if images.do_center_crop else images.size).values()])
         return model, processor
     if options.config:
-        if Path(options.config).exists() and not Path(options.config).is_file():
-            raise ValueError(f"{options.config}: not a regular file")  # to open a pipe could wait for ever
         try:
             config = AlignConfig.from_dict(read_json(Path(options.config)))
             one_side(options.image_size or config.vision_config.image_size)  # before a vocabulary is learnt
         except (TypeError, ValueError) as error:
-            message = str(error).removeprefix(f"{options.config}: ")
+            message = str(error).removeprefix(f"{Path(options.config)}: ")
             raise ValueError(f"{options.config}: {message}") from None
     else:
         config = AlignConfig.preset(options.preset)

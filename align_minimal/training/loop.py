@@ -134,9 +134,6 @@ class Trainer:
                 warnings.warn(f"passed over: {error}", stacklevel=2)
                 continue
             check_same_run(training["options"], self.lasting(), self.options.out)
-            for t in itertools.chain(model.parameters(), model.buffers()):
-                # Away from the file's pages: how a matrix lies in memory can decide the order of its sums.
-                t.data = t.data.clone()
             self.install(model, processor)
             try:
                 load_optimizer(self.optimizer, folder)
@@ -157,11 +154,16 @@ class Trainer:
     def install(self, model: AlignModel, processor: AlignProcessor) -> None:
         """Make ready to learn: what is held or frozen, the optimizer, the encoder that all ranks share."""
         self.model, self.processor = model, processor
+        for t in itertools.chain(model.parameters(), model.buffers()):
+            # Away from a file's pages: how a matrix lies in memory can decide the order of its sums.
+            t.data = t.data.clone()
         if self.options.temperature:
             nn.init.constant_(model.temperature, self.options.temperature).requires_grad_(False)
-        # Its pooler takes no part in ALIGN: without a gradient it would keep the processes waiting.
+        # What takes no part in ALIGN has no gradient, for which processes would wait, and no moments to save.
         if model.text_model.pooler is not None:
             model.text_model.pooler.requires_grad_(False)
+        if not model.text_model.embeddings.absolute:
+            model.text_model.embeddings.position.requires_grad_(False)
         self.to_training()
         self.optimizer = new_optimizer(self.options, model)
         self.encoder = PairEncoder(model, self.options.precision)
@@ -340,10 +342,10 @@ class Trainer:
                 bar.update()
                 if self.step == self.steps or self.step % self.options.save_every == 0:
                     self.save()
-                if self.options.eval_every and self.step % self.options.eval_every == 0:
-                    self.measure()
                 if self.step == self.steps:
                     break
+                if self.options.eval_every and self.step % self.options.eval_every == 0:
+                    self.measure()
         if self.saved < self.step:
             self.save()
         ((signals,),) = [zip(*self.group.gather(received[0] if received else 0), strict=True)]

@@ -228,5 +228,6 @@ def check_arguments(options: TrainOptions, parser: argparse.ArgumentParser) -> N
         parser.error("--freeze: a tower of what? give --init")
     if options.eval_every and not options.eval:
         parser.error("--eval-every: give --eval, too")
-    if (options.batch_size or SHORT["batch_size"]) < int(os.environ.get("WORLD_SIZE", 1)):
-        parser.error(f"--batch-size {options.batch_size}: less than a pair for each process")
+    size = options.batch_size or SHORT["batch_size"]
+    if size < int(os.environ.get("WORLD_SIZE", 1)):
+        parser.error(f"--batch-size {size}: less than a pair for each process")

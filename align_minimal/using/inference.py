@@ -276,7 +276,7 @@ class ServedVisionModel(nn.Module):
         check_pixel_values(pixel_values, self.tower.config)
         dtype = self.tower.stem.conv.weight.dtype
         x = in_parts(self.tower.stem, pixel_values.to(dtype, memory_format=torch.channels_last))
-        hidden_states = [x]
+        hidden_states = [x] if output_hidden_states else []
         for stage in self.tower.blocks if output_hidden_states else self.stages:
             x = in_parts(stage, x)
             if output_hidden_states:

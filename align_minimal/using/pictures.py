@@ -19,20 +19,31 @@ from ..support.image_files import picture_suffixes
 Item, Result = TypeVar("Item"), TypeVar("Result")
 
 
-def find_in_folder(folder: Path) -> list[Path]:
-    """The pictures in a folder and in all folders below it, sorted. Suffixes tell what a picture is; hidden
-    files and folders are left out.
+def check_folder(folder: Path) -> None:
+    """FileNotFoundError if there is no such folder, NotADirectoryError if it is a file; OSError if it cannot
+    be read.
 
-    A folder inside it that cannot be read is left out with a warning. Raises FileNotFoundError if there is
-    no such folder, NotADirectoryError if it is a file, and ValueError if it has no picture in it.
-
-    >>> find_in_folder(Path("weights/samples"))[0].name
-    'apple.png'
+    >>> check_folder(Path("setup.cfg"))
+    Traceback (most recent call last):
+    NotADirectoryError: setup.cfg: not a folder
     """
     if not folder.is_dir():
         error = NotADirectoryError if folder.exists() else FileNotFoundError
         raise error(f"{folder}: {'not a' if folder.exists() else 'no such'} folder")
     os.scandir(folder).close()  # raises the error of a folder that cannot be read
+
+
+def find_in_folder(folder: Path) -> list[Path]:
+    """The pictures in a folder and in all folders below it, sorted. Suffixes tell what a picture is; hidden
+    files and folders are left out.
+
+    A folder inside it that cannot be read is left out with a warning. Raises the errors of `check_folder`,
+    and ValueError if it has no picture in it.
+
+    >>> find_in_folder(Path("weights/samples"))[0].name
+    'apple.png'
+    """
+    check_folder(folder)
     inside, folders = [], [folder]
     while folders:  # no recursion: folders may be nested deeper than Python's stack
         for path, is_folder in list_folder(folders.pop()):
@@ -69,7 +80,7 @@ def list_folder(folder: Path) -> list[tuple[Path, bool]]:
         with os.scandir(folder) as entries:
             shown = [entry for entry in entries if not entry.name.startswith(".")]
             for entry in shown:
-                if entry.is_symlink() and entry.is_dir():
+                if entry.is_symlink() and os.path.isdir(entry):  # entry.is_dir() raises for a link to itself
                     warnings.warn(f"skipped: {folder / entry.name}: a link to a folder", stacklevel=2)
             return [(folder / entry.name, entry.is_dir(follow_symlinks=False)) for entry in shown]
     except OSError as error:

@@ -199,9 +199,9 @@ def trace_pair(
     text_model       AlignTextModel    1 × 5 × 128 ...
     cosine ... / temperature ... = logit ...
     """
-    batch = processor(
-        text=text, images=load_image(image), padding=True, truncation=True, return_tensors="pt"
-    ).to(model.temperature.device)
+    options = {"truncation": True, "max_length": min(64, model.config.text_config.max_position_embeddings)}
+    batch = processor(text=text, images=load_image(image), padding=True, return_tensors="pt", **options)
+    batch = batch.to(model.temperature.device)
     rows = trace(model, batch)
     with torch.inference_mode():
         out = model(**batch)

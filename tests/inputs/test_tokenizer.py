@@ -23,8 +23,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from align_minimal import BertTokenizer
-from align_minimal.support import fast_wordpiece
+from align_minimal.support import fast_wordpiece, vocab_files
 from align_minimal.support.batching import truncate
+from align_minimal.support.hub import Unreachable
 from align_minimal.support.marks import sort_marks
 from align_minimal.support.vocab_files import OPTIONS, SPECIAL_TOKENS
 from align_minimal.training.vocabulary import PairCounts, best_pair, learn_pieces
@@ -269,6 +270,31 @@ def test_after_many_words_a_tokenizer_cuts_in_linear_time_and_nothing_else_chang
         == copy.deepcopy(tokenizer)(GOLDEN_TEXTS)
         == expected
     )
+
+
+def test_settings_that_the_hub_could_not_be_asked_for_are_told(vocab_file, monkeypatch):
+    def find_file(name, *filenames):
+        if "vocab.txt" in filenames:
+            return vocab_file  # in the cache
+        raise Unreachable(f"{name}: not to be had from the hub (TimeoutError)")
+
+    monkeypatch.setattr(vocab_files, "find_file", find_file)
+    with pytest.warns(
+        UserWarning, match=r"without tokenizer_config\.json, which may exist: me/it: not to be had"
+    ):
+        assert BertTokenizer.from_pretrained("me/it").do_lower_case
+
+
+def test_only_what_the_plain_function_works_on_counts_as_its_work():
+    cut = fast_wordpiece.FastWordPiece({"a": 0}, "[UNK]")
+    assert [cut("b" * 10_000) for _ in range(99)] == [["[UNK]"]] * 99 and cut.spent == 0
+
+
+def test_very_long_stretches_are_not_remembered(vocab_file):
+    tokenizer = BertTokenizer(vocab_file)
+    texts = ["x" * 101 + str(i) for i in range(9)] + ["a-" * 60, "a cat"]
+    assert tokenizer(texts) == tokenizer(texts)
+    assert set(tokenizer._remembered) == {"a", "cat"}
 
 
 def test_long_words_take_time_in_proportion_to_their_letters():

@@ -27,10 +27,10 @@ from pathlib import Path
 import pytest
 
 from .mutations import MUTATIONS, Mutation
+from .warm import SLOW_TO_IMPORT
 
 ROOT = Path(__file__).resolve().parents[2]
 GREEN, RED = pytest.ExitCode.OK, pytest.ExitCode.TESTS_FAILED  # any other: the test did not run
-SLOW_TO_IMPORT = ("torch", "safetensors.torch", "huggingface_hub", "hypothesis.extra.numpy", "transformers")
 
 
 def mutate(mutation: Mutation, package: Path) -> tuple[str, str]:

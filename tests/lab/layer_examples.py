@@ -249,7 +249,6 @@ def parameter_groups(f) -> dict:
 # ---- texts and pictures
 
 VOCABULARY = [*SPECIAL_TOKENS, "a", "red", "cat", "##s", "the", "!"]
-ACCENTED = "caf\u00e9 \ufb01 x+y [SEP]"
 
 
 def of_each(f, *inputs) -> dict:

@@ -518,7 +518,7 @@ TEXT_TOWER = [
         "distance-the-wrong-way",
         "bert.py",
         "model/test_attention.py::test_attention_is_that_of_hugging_face[relative_key-plain-dtype1]",
-        "the distance is l − r, from the query's place to the key's",
+        "the distance is l − r, from the key's place r to the query's place l",
         old="place[:, None] - place[None, :]",
         new="place[None, :] - place[:, None]",
     ),

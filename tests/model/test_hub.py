@@ -10,6 +10,7 @@ import subprocess
 import sys
 import textwrap
 import threading
+import warnings
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
@@ -91,6 +92,23 @@ def ask(home, *files, name="me/tiny", **environment):
     assert done.returncode == 0, done.stderr
     assert done.stdout.count("\n") == 1
     return done.stdout.strip(), done.stderr
+
+
+def test_a_name_that_no_repository_can_have_is_named(tmp_path):
+    for name in ("run--1", "mein-modèle", "run-", "x" * 120):
+        code = f"from hub import find_file; find_file({name!r}, 'config.json')"
+        done = python(code, tmp_path, PYTHONIOENCODING="utf-8")
+        assert f"Unreachable: {name}: no such folder" in done.stderr
+
+
+def test_the_folders_that_surround_a_checkout_are_no_name_of_a_model(monkeypatch):
+    monkeypatch.chdir(align_minimal.support.hub.weights_folder() / "emoji")
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert find_file(".", "config.json").samefile("config.json")
+        assert find_file("../emoji", "config.json").samefile("config.json")
+        with pytest.raises(FileNotFoundError, match="in this folder"):
+            find_file("..", "config.json")
 
 
 @pytest.mark.parametrize(

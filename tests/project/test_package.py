@@ -114,3 +114,8 @@ def test_the_workflow_runs_every_part_of_ci_on_every_python_that_is_promised():
     pythons = re.search(r"python: \[(.+)\]", text).group(1).replace('"', "").split(", ")
     promised = [line.split(" :: ")[-1] for line in lines("metadata", "classifiers") if "Python :: 3." in line]
     assert pythons == promised
+
+
+def test_the_modules_of_the_interface_are_there_without_an_import_of_their_own():
+    code = "import align_minimal as a; a.checkpoint.hugging_face_key; a.wordpiece.wordpiece; a.contrastive"
+    subprocess.run([sys.executable, "-c", code], check=True)

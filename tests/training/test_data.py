@@ -602,6 +602,13 @@ def test_pictures_of_every_kind_are_read(tokenizer, augmentation):
     assert (deep[:3] == 156).all()  # 40,000 of 65,535, not clipped
 
 
+@pytest.mark.parametrize("augmentation", AUGMENTATIONS)
+def test_deep_grey_with_a_transparent_shade_is_not_clipped(tokenizer, augmentation):
+    image = encoded(Image.new("I;16", (9, 9), 40_000), transparency=7)
+    pixels = preparer(tokenizer, augmentation=augmentation).pixels(Pair("deep", image, ("a",)))
+    assert (pixels[:3] == 156).all()
+
+
 def test_a_text_of_a_megabyte_is_cut_to_the_tokens_allowed(tokenizer):
     batch = preparer(tokenizer, max_tokens=8)([Pair("x", encoded(picture()), ("a " * 500_000,))], "seed")
     assert batch["input_ids"].shape == (1, 8)

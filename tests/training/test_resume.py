@@ -25,6 +25,7 @@ from tests.training.tiny_training import (
     TEXTS,
     metrics,
     newest,
+    same_bits,
     start,
     write_config,
     write_metadata,
@@ -483,6 +484,54 @@ def test_hidden_files_of_the_user_s_stay(folder, begun, capsys):
         path.mkdir()
     assert run(capsys, *arguments(folder, begun, "--resume"))[0] == 0
     assert all(path.exists() for path in files + folders)
+
+
+@pytest.mark.parametrize("made", ["from a checkpoint that ships", "with relative positions"])
+def test_a_model_that_is_not_the_usual_one_resumes_to_the_same_bits_too(folder, tmp_path, made):
+    whole, out = tmp_path / "whole", tmp_path / "out"
+    argv = arguments(folder, whole, "--keep", 9)
+    if made == "with relative positions":  # whose table of absolute ones takes no part
+        content = json.loads((folder / "config.json").read_text())
+        content["text_config"]["position_embedding_type"] = "relative_key_query"
+        path = argv[argv.index("--config") + 1] = str(tmp_path / "relative.json")
+        Path(path).write_text(json.dumps(content))
+    else:  # of real size: the sums of small matrices have one order alone
+        place = argv.index("--config")
+        argv[place : place + 2] = ["--init", "emoji"]
+    assert main(argv) == 0
+    shutil.copytree(whole, out)
+    shutil.rmtree(newest(out))  # as if it had been killed at step 3
+    argv[argv.index(str(whole))] = str(out)
+    assert main([*argv, "--resume"]) == 0
+    assert [row["step"] for row in metrics(out)] == [1, 2, 3, 4] and same_bits(out, whole)
+
+
+def test_what_was_measured_at_the_last_step_is_measured_once(folder, begun, tmp_path, monkeypatch):
+    measured, evaluate = [], loop.evaluate
+
+    def count(*given):
+        measured.append(given)
+        return evaluate(*given)
+
+    monkeypatch.setattr(loop, "evaluate", count)
+    monkeypatch.setattr(command, "evaluate", count)
+    out = tmp_path / "measured"
+    assert main(arguments(folder, out, "--eval", folder / "data", "--eval-every", 2)) == 0
+    assert len(measured) == 2 and (out / "evaluation.json").exists() and (out / "best").exists()
+
+
+@pytest.mark.parametrize("cropped", [True, False])
+def test_pictures_that_are_not_square_are_refused_from_init_too(folder, begun, tmp_path, capsys, cropped):
+    model = Path(shutil.copytree(begun, tmp_path / "model"))
+    content = json.loads((model / "preprocessor_config.json").read_text())
+    wide = {"height": 16, "width": 24}
+    content |= {"do_center_crop": cropped, "crop_size" if cropped else "size": wide}
+    (model / "preprocessor_config.json").write_text(json.dumps(content))
+    argv = arguments(folder, tmp_path / "tuned", "--init", model)
+    del argv[argv.index("--config") : argv.index("--config") + 2]
+    status, _, err = run(capsys, *argv)
+    assert status == 1 and "[16, 24] is not square" in err and "Traceback" not in err
+    assert run(capsys, *argv, "--image-size", 16)[0] == 0
 
 
 def test_measuring_on_the_way_changes_nothing_of_what_is_learnt(folder, begun, tmp_path):

@@ -182,6 +182,21 @@ def test_a_bad_config_is_named(capsys, folder, tmp_path, content, says):
     refused(capsys, *argv, status=1, says=[tmp_path / "config.json", says])
 
 
+def test_a_config_is_named_once_however_its_path_is_written(capsys, folder, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    Path("c.json").write_text("{")
+    argv = arguments(folder, tmp_path / "out", "--config", "./c.json", config=False)
+    refused(capsys, *argv, status=1, says=["align-minimal: ./c.json: not valid JSON"])
+
+
+def test_a_batch_too_small_for_the_processes_is_named_also_where_it_is_the_default(
+    capsys, folder, tmp_path, monkeypatch
+):
+    monkeypatch.setenv("WORLD_SIZE", "65")
+    argv = ["train", str(folder / "data"), "--out", str(tmp_path / "out")]
+    refused(capsys, *argv, status=2, says=["--batch-size 64: less than a pair for each process"])
+
+
 def test_an_init_or_vocabulary_that_is_not_there_is_named(capsys, folder, tmp_path):
     none = tmp_path / "no" / "model"
     refused(capsys, *arguments(folder, tmp_path / "o", "--init", none, config=False), status=1, says=[none])

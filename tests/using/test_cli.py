@@ -445,3 +445,19 @@ def test_pairs_in_a_folder_whose_name_is_not_utf_8_are_evaluated(capsys, checkpo
     (folder / "metadata.jsonl").write_text("\n".join(rows))
     status, out, err = run(capsys, "evaluate", folder, "--model", checkpoint, "--json")
     assert (status, json.loads(out)["texts"]) == (0, 2), err
+
+
+@pytest.mark.parametrize(
+    "argv, says",
+    [
+        (("evaluate", "nosuch"), "nosuch"),
+        (("search", "nosuch", "a dog"), "nosuch: no such folder"),
+        (("trace", "text.png", "a dog"), "text.png"),
+    ],
+    ids=lambda value: value[0] if isinstance(value, tuple) else "",
+)
+def test_the_data_are_looked_at_before_a_model_is_fetched(capsys, tmp_path, monkeypatch, argv, says):
+    monkeypatch.chdir(tmp_path)
+    Path("text.png").write_text("no picture")
+    monkeypatch.setattr(AlignModel, "from_pretrained", lambda *given: pytest.fail("the model came first"))
+    refused(capsys, *argv, status=1, says=[says])

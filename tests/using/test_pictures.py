@@ -197,6 +197,11 @@ def test_what_is_not_there_is_named(folder):
     assert "broken link.png" not in [path.name for path in find_in_folder(folder)]
 
 
+def test_a_link_that_leads_nowhere_hides_no_picture_beside_it(folder):
+    (folder / "round").symlink_to("round")
+    assert [str(path.relative_to(folder)) for path in find_in_folder(folder)] == FOUND
+
+
 def test_a_picture_that_nobody_may_look_at_is_passed_over_with_a_warning(tmp_path, monkeypatch):
     """As a symbolic link into a folder of somebody else's."""
     for name in ("a.png", "private.png"):

@@ -10,7 +10,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from align_minimal import AlignConfig, AlignModel, AlignProcessor
 from align_minimal.support.image_files import load_image
-from align_minimal.using.trace import trace
+from align_minimal.using.trace import trace, trace_pair
 from tests.using.test_cli import refused, run
 
 SAMPLES = Path(__file__).resolve().parents[2] / "weights" / "samples"
@@ -103,6 +103,13 @@ def test_unless_told_otherwise_the_blocks_of_a_stage_are_one_line(capsys, traced
     assert len(named) == 1 + sum(a != b for a, b in itertools.pairwise(shapes))
     every = run(capsys, "trace", APPLE, "a red apple", "--depth", 99)[1].splitlines()
     assert len(every) == len(rows) + 4
+
+
+def test_a_text_is_cut_to_the_positions_that_the_model_has(capsys):
+    model, processor = AlignModel.from_pretrained("emoji"), AlignProcessor.from_pretrained("emoji")
+    model.config.text_config.max_position_embeddings = 8
+    trace_pair(model, processor, APPLE, "apple " * 20, depth=1)
+    assert "1 × 8 × 128" in capsys.readouterr().out
 
 
 def test_bad_input_is_one_line(capsys, tmp_path):

@@ -26,5 +26,8 @@ UNSEEN: dict[str, str] = {
     "full-batches-of-earlier-blocks-forgotten": "the notebooks learn from folders, which are one block",
     "other-seed-taken-for-the-same-order": "no notebook resumes a run of the command line",
     "freeze-changed-half-way": "no notebook resumes a run of the command line",
+    "learnt-on-the-file-s-pages": "no notebook resumes a run of the command line",
+    "moments-wanted-of-unused-positions": "no notebook resumes a run of the command line",
+    "certain-pieces-forgotten": "the notebooks cut too few words for LinMaxMatch to begin",
     "every-rank-draws-alike": "the notebooks prepare their batches in one process, of rank 0",
 }

@@ -486,11 +486,11 @@ def test_hidden_files_of_the_user_s_stay(folder, begun, capsys):
     assert all(path.exists() for path in files + folders)
 
 
-@pytest.mark.parametrize("made", ["from a checkpoint that ships", "with relative positions"])
-def test_a_model_that_is_not_the_usual_one_resumes_to_the_same_bits_too(folder, tmp_path, made):
+@pytest.mark.parametrize("made", ["shipped", "relative"])
+def test_other_models_resume_to_the_same_bits(folder, tmp_path, made):
     whole, out = tmp_path / "whole", tmp_path / "out"
     argv = arguments(folder, whole, "--keep", 9)
-    if made == "with relative positions":  # whose table of absolute ones takes no part
+    if made == "relative":  # whose table of absolute ones takes no part
         content = json.loads((folder / "config.json").read_text())
         content["text_config"]["position_embedding_type"] = "relative_key_query"
         path = argv[argv.index("--config") + 1] = str(tmp_path / "relative.json")

@@ -565,8 +565,7 @@ print(faults(5))
 def test_what_a_step_frees_is_not_mapped_anew_by_the_next(tmp_path):
     (tmp_path / "faults.py").write_text(FAULTS)
     usual, kept = (int(warm.python(tmp_path / "faults.py", how).stdout) for how in ("usual", "kept"))
-    largest = 64 * 2**20 / 4096  # pages of the largest block
-    assert usual > 5 * largest and kept < largest * 2
+    assert kept < usual / 3
 
 
 def test_a_run_keeps_the_memory_that_its_steps_free_and_goes_on_where_malloc_cannot_be_told(

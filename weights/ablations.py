@@ -281,11 +281,17 @@ def main(argv: list[str] | None = None) -> int:
         ]
         spawn = multiprocessing.get_context("spawn")
         with ProcessPoolExecutor(args.jobs, mp_context=spawn) as pool:  # notices if a worker is killed
+            failed = []
             for done in as_completed([pool.submit(work, task) for task in tasks]):
+                if done.exception():  # the others are kept
+                    failed.append(done.exception())
+                    continue
                 key, result = done.result()
                 results["runs"][key] = result
                 write_json(path, results)
                 print(f"{key}: {json.dumps(result)}", file=sys.stderr, flush=True)
+        if failed:
+            raise failed[0]
         draw(results, args.out / "ablations.png")
     except (BrokenProcessPool, OSError, ValueError) as error:
         print(error, file=sys.stderr)

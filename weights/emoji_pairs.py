@@ -1,13 +1,14 @@
 """What `train_emoji.py` learns from: pictures in memory, captions in pieces, and distortions.
 
-Faster than the package for a set this small: all pictures are decoded once, into one file that several
-runs map into memory, and each caption is cut into pieces once.
+Faster than the package for a set this small: all pictures are decoded once, into a file that is mapped into
+memory, and each caption is cut into pieces once.
 """
 
 from __future__ import annotations
 
 import argparse
 import dataclasses
+import hashlib
 import json
 import random
 from pathlib import Path
@@ -63,7 +64,7 @@ def first_half(concept: str) -> bool:
 class Pictures:
     """All pictures decoded once, as red, green, blue times alpha, and alpha: `pixels` (N, 4, R, R) uint8.
 
-    They lie in a file beside the run, mapped into memory, so that several runs share them.
+    They lie in a file beside the run, mapped into memory.
     """
 
     def __init__(self, pairs: list[Pair], processor: AlignProcessor, path: Path):
@@ -76,6 +77,10 @@ class Pictures:
         self.pixels = np.load(path, mmap_mode="r")
         if len(self.pixels) != len(pairs):
             raise ValueError(f"{path}: {len(self.pixels)} pictures, where the data have {len(pairs)}")
+
+    def digest(self) -> str:
+        """Of the pictures' names, in order."""
+        return hashlib.sha256("\n".join(pair.name for pair in self.pairs).encode()).hexdigest()
 
     def __call__(self, pairs: list[Pair]) -> Tensor:
         return torch.from_numpy(self.pixels[[self.rows[pair.name] for pair in pairs]])

@@ -34,8 +34,9 @@ ROUNDS, LABELS = 20, 10
 def read(folder: Path, language: str = "en") -> list[tuple[Path, str, str]]:
     """An imagefolder's files, with the name in that language (where there is one) and the concept of each."""
     entries = [json.loads(line) for line in (folder / "metadata.jsonl").read_text("utf-8").splitlines()]
-    texts = ((e, e["text"] if language == "en" else e["world"].get(language)) for e in entries)
-    return [(folder / e["file_name"], captions[0], e["concept"]) for e, captions in texts if captions]
+    texts = ((e, e["text"] if language == "en" else e.get("world", {}).get(language)) for e in entries)
+    texts = [(e, [some] if isinstance(some, str) else some) for e, some in texts if some]
+    return [(folder / e["file_name"], captions[0], e.get("concept", captions[0])) for e, captions in texts]
 
 
 @torch.no_grad()
@@ -116,6 +117,9 @@ def evaluate(
     """R@K of the checkpoint `name`, by language, on an imagefolder, or on the concepts that `pick` takes."""
     model, processor = AlignModel.from_pretrained(name).eval(), AlignProcessor.from_pretrained(name)
     rows = {language: [row for row in read(folder, language) if pick(row[2])] for language in languages}
+    for language, several in rows.items():
+        if not several:
+            raise ValueError(f"{folder}: no picture with a name (language {language})")
     files = list(dict.fromkeys(file for several in rows.values() for file, _, _ in several))
     images = dict(zip(files, embed_pictures(model, processor, files), strict=True))
     result = {}
@@ -153,7 +157,7 @@ def main(argv: list[str] | None = None) -> int:
             files, _, concepts = map(list, zip(*rows, strict=True))
             results["pixels"] = pixel_baseline(files, concepts, args.gallery)
         print(json.dumps(results, indent=2))
-    except (FileNotFoundError, ValueError) as error:
+    except (OSError, ValueError) as error:
         print(error, file=sys.stderr)
         return 1
     return 0

@@ -2,7 +2,7 @@
 
     python weights/prepare_emoji.py data/emoji                 # ten sets by six designers, a few minutes
     python weights/prepare_emoji.py data/noise --noise         # other icons, named by their files
-    python weights/prepare_emoji.py data/fewer --fewer-concepts    # without one concept in ten
+    python weights/prepare_emoji.py data/fewer --fewer-concepts    # without one in ten; train_emoji.py, too
     python weights/prepare_emoji.py data/final --final-test    # Noto: for the last figure, never before
 
 Needs npm (to fetch) and `pip install resvg-py` (to rasterize). Each set becomes an imagefolder:
@@ -88,7 +88,7 @@ def fetch(package: str, cache: Path) -> dict[str, dict]:
     cache.mkdir(parents=True, exist_ok=True)
     archive = cache / (re.sub(r"[@/]+", "-", package).strip("-") + ".tgz")
     if not archive.exists():
-        command = ["npm", "pack", "--silent", package, "--pack-destination", str(cache)]
+        command = ["npm", "pack", "--loglevel=error", package, "--pack-destination", str(cache)]
         packed = subprocess.run(command, check=True, capture_output=True, text=True).stdout.split()[-1]
         os.replace(cache / packed, archive)
     languages = "|".join(LANGUAGES)
@@ -157,13 +157,21 @@ def add_languages(concepts: dict[str, dict], packages: list[dict[str, dict]]) ->
 
 def as_svg(icons: dict, name: str | None) -> str | None:
     """The icon of that name, or of that alias, as a file; None if there is none."""
-    icon = icons["icons"].get(icons.get("aliases", {}).get(name, {}).get("parent", name))
+    alias = icons.get("aliases", {}).get(name, {})
+    icon = icons["icons"].get(alias.get("parent", name))
     if icon is None:
         return None
+    turned = [key for key in ("hFlip", "vFlip", "rotate") if alias.get(key)]
+    if turned not in ([], ["hFlip"]):
+        raise ValueError(f"{icons['prefix']}: {name} is {alias['parent']} turned ({', '.join(turned)})")
     width = icon.get("width", icons.get("width", 16))
     height = icon.get("height", icons.get("height", 16))
     box = f"{icon.get('left', 0)} {icon.get('top', 0)} {width} {height}"
-    return f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="{box}">{icon["body"]}</svg>'
+    body = icon["body"]
+    if turned:  # a hand that points right is drawn as the one that points left
+        across = 2 * icon.get("left", 0) + width
+        body = f'<g transform="translate({across} 0) scale(-1 1)">{body}</g>'
+    return f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="{box}">{body}</svg>'
 
 
 def find_icons(files: dict[str, dict], concepts: dict[str, dict]) -> dict[str, str]:
@@ -319,6 +327,8 @@ def main(argv: list[str] | None = None) -> int:
     which.add_argument("--noise", action="store_true", help="icons named by their files, instead of emoji")
     parser.add_argument("--fewer-concepts", action="store_true", help="leave out one concept in ten")
     args = parser.parse_args(argv)
+    if args.noise and args.fewer_concepts:
+        parser.error("--fewer-concepts: not of --noise, which has no concepts")
     try:
         if args.noise:
             prepare_noise(args.out)
@@ -333,9 +343,10 @@ def main(argv: list[str] | None = None) -> int:
         print(f"{error.filename}: not found (npm fetches the packages)", file=sys.stderr)
         return 1
     except subprocess.CalledProcessError as error:
-        print(f"{' '.join(error.cmd)}: {error.stderr.strip().splitlines()[-1:]}", file=sys.stderr)
+        why = (error.stderr.strip().splitlines() or ["no reason given"])[0]
+        print(f"{' '.join(error.cmd)}: {why}", file=sys.stderr)
         return 1
-    except (BrokenProcessPool, OSError, ValueError) as error:
+    except (BrokenProcessPool, ImportError, OSError, ValueError) as error:
         print(error, file=sys.stderr)
         return 1
     return 0

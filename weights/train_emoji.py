@@ -23,7 +23,9 @@ from __future__ import annotations
 import argparse
 import copy
 import functools
+import hashlib
 import itertools
+import json
 import random
 import re
 import shlex
@@ -42,7 +44,7 @@ from torch import Tensor
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # run from a checkout without installing
 from align_minimal import AlignConfig, AlignModel, AlignProcessor, contrastive_loss
 from align_minimal.__main__ import main as align_minimal
-from align_minimal.support.hub import write_atomically, write_json
+from align_minimal.support.hub import read_json, write_atomically, write_json
 from align_minimal.support.outputs import Batch
 from align_minimal.tokenizer import BertTokenizer
 from align_minimal.training.batches import batches
@@ -50,7 +52,7 @@ from align_minimal.training.build import new_image_processor
 from align_minimal.training.dataset import Pairs
 from align_minimal.training.lamb import parameter_groups
 from align_minimal.training.pairs import Pair
-from align_minimal.training.run_folder import Run
+from align_minimal.training.run_folder import Run, locked
 from weights import ablations, evaluate_emoji, prepare_emoji
 from weights.emoji_pairs import Captions, Pictures, distort, embed_texts, first_half, read_pairs, save_array
 
@@ -63,6 +65,7 @@ AVERAGE = 0.998  # of the weights: what the average keeps at each step
 TAIL = 0.3  # the last share of a run: rate and distortions stay as they are until then, then fall evenly
 VIEWS = 8  # distortions of each picture that the frozen blocks see
 SAVE_EVERY = 250
+FREE = ("data", "out", "steps", "views", "threads", "fewer_concepts")  # what may differ where a run resumes
 # A drawing whose name says one of these keeps its hue.
 COLOURS = re.compile(r"\b(red|orange|yellow|green|blue|purple|brown|black|white|pink|grey|rainbow)\b")
 # Runs, and their flags that are not the defaults. Each goes on from the one before; those that have a folder
@@ -135,11 +138,11 @@ def first_stage(args: argparse.Namespace) -> Path:
     return folder
 
 
-def start_from(model: AlignModel, folder: Path) -> None:
-    """Take over another run's image tower, and its text tower too if the vocabularies are of one size."""
+def start_from(model: AlignModel, folder: Path, tokenizer: BertTokenizer) -> None:
+    """Take over another run's image tower, and its text tower too if the vocabularies are the same."""
     before = AlignModel.from_pretrained(folder)
     model.vision_model.load_state_dict(before.vision_model.state_dict())
-    if before.config.text_config.vocab_size == model.config.text_config.vocab_size:
+    if BertTokenizer.from_pretrained(folder).vocab == tokenizer.vocab:
         model.text_model.load_state_dict(before.text_model.state_dict())
         model.text_projection.load_state_dict(before.text_projection.state_dict())
 
@@ -170,6 +173,26 @@ def low_features(model: AlignModel, blocks: int, pixels: Tensor) -> Tensor:
     return x
 
 
+def check_same(path: Path, now: dict) -> None:
+    """Write down at `path` what a run was begun with; ValueError if something else stands there."""
+    now = json.loads(json.dumps(now, default=lambda path: str(path.resolve())))
+    if not path.exists():
+        write_json(path, now)
+    before = read_json(path)
+    for name in now:
+        if before.get(name) != now[name]:
+            raise ValueError(f"{path}: begun with {name} {before.get(name)}, not {now[name]}")
+
+
+def digest_of(model: AlignModel, blocks: int) -> str:
+    """SHA-256 of the weights of the image tower's stem and first `blocks` blocks."""
+    found = hashlib.sha256()
+    for module in (model.vision_model.stem, *model.vision_model.blocks[:blocks]):
+        for tensor in module.state_dict().values():
+            found.update(tensor.contiguous().numpy().tobytes())
+    return found.hexdigest()
+
+
 class Views:
     """What the frozen blocks make of every picture, distorted VIEWS times, the least first: computed once.
 
@@ -180,6 +203,9 @@ class Views:
         self, folder: Path, model: AlignModel, args: argparse.Namespace, pictures: Pictures, side: int
     ):
         folder.mkdir(parents=True, exist_ok=True)
+        of = {"weak": args.weak, "strong": args.strong, "side": side, "freeze": args.freeze}
+        of |= {"model": digest_of(model, args.freeze), "pictures": pictures.digest()}
+        check_same(folder / "views.json", of)
         self.rows = []
         for view, strength in enumerate(np.linspace(args.weak, args.strong, VIEWS).tolist()):
             path = folder / f"view-{view}.npy"
@@ -224,19 +250,23 @@ class Training:
         self.side = args.side or usual
         self.processor = new_processor(args, pairs + noise, self.side)
         self.pictures = Pictures(pairs + noise, self.processor, args.out / "pictures.npy")
+        options = {name: value for name, value in vars(args).items() if name not in FREE}
+        check_same(args.out / "options.json", options | {"pictures": self.pictures.digest()})
         self.captions = Captions(self.processor.tokenizer)
         self.model = new_model(args, len(self.processor.tokenizer), self.side).train()
         if args.init:
-            start_from(self.model, args.init)
+            start_from(self.model, args.init, self.processor.tokenizer)
         self.average = copy.deepcopy(self.model).eval()
         make_strides_cheap(self.model)
         if args.freeze:
             freeze(self.model, args.freeze)
-            self.views = Views(args.views, self.model, args, self.pictures, self.side)
+            self.views = Views(args.views or args.out / "views", self.model, args, self.pictures, self.side)
         groups = parameter_groups(self.model, weight_decay=DECAY)
         self.optimizer = torch.optim.AdamW(groups, betas=(0.9, 0.98), fused=True)
         if (args.out / "training.pt").exists():
             self.load()
+        else:
+            self.folder.tidy(0)
         if self.step < args.texts_first:
             self.table = embed_pictures(copy.deepcopy(self.model), self.pictures, self.side)
 
@@ -376,6 +406,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--hold-out", help="a set to leave out, with its family, and measure on; weights/ stays as it is")
     add("--small", action="store_true", help="the ablations' model and one concept in three, to tune")
     add("--sets", nargs="+", help="learn from these (all that have colours)")
+    add("--fewer-concepts", action="store_true", help="leave out one concept in ten")
     add("--noise", type=Path, help="folder of `prepare_emoji.py --noise`, to mix in")
     add("--share", type=float, default=0.125, help="of a batch that is noise (0.125)")
     add("--languages", nargs="*", default=[], help="of captions, beside English")
@@ -398,8 +429,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def train(args: argparse.Namespace) -> Training:
     """A whole second stage, or what is left of it."""
     args.out.mkdir(parents=True, exist_ok=True)
-    training = Training(args)
-    training.run()
+    with locked(args.out):
+        training = Training(args)
+        training.run()
     return training
 
 
@@ -407,10 +439,20 @@ def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     add_arguments(parser)
     args = parser.parse_args(argv)
-    status = prepare_emoji.main([str(args.data)])
+    for name in {args.hold_out, *(args.sets or ())} & prepare_emoji.FINAL_TEST.keys():
+        parser.error(f"{name}: the designer of the final test, never to learn from or to choose by")
+    status = prepare_emoji.main([str(args.data), *["--fewer-concepts"] * args.fewer_concepts])
     if status:
         return status
-    args.views = args.views or args.out / "views"
+    try:
+        return make(args, parser)
+    except (OSError, ValueError) as error:
+        print(error, file=sys.stderr)
+        return 1
+
+
+def make(args: argparse.Namespace, parser: argparse.ArgumentParser) -> int:
+    """The run with a set held out, or all runs and what ships."""
     torch.set_num_threads(args.threads)
     if args.hold_out:
         if not (args.data / args.hold_out / "metadata.jsonl").exists():

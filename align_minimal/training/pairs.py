@@ -76,6 +76,8 @@ def read_folder(folder: Path, columns: Sequence[str] = ("text", "caption")) -> l
     [('a cat',)]
     """
     path = metadata_file(folder)
+    if path is None:
+        raise ValueError(f"{folder}: no metadata.jsonl and no metadata.csv in it")
     if not path.is_file():
         raise ValueError(f"{path}: not a regular file")
     pairs = []

@@ -111,7 +111,7 @@ def run_processes(
     context = multiprocessing.get_context("fork" if can_fork else None)
     waiting, running = list(reversed(work)), {}
     while waiting or running:
-        while waiting and len(running) < jobs:
+        while waiting and len(running) < max(1, jobs):
             job = waiting.pop()
             process = context.Process(target=target, args=job)
             process.start()

@@ -106,7 +106,7 @@ def attempt(root: Path, notebook: str, mutation: Mutation | None, limit: int, re
     seconds of work, so that an endless loop ends. Unbroken, the lines that ran are in the report.
     """
     resource.setrlimit(resource.RLIMIT_CPU, (limit, limit))
-    with tempfile.TemporaryDirectory() as folder:
+    with tempfile.TemporaryDirectory(dir=report.parent) as folder:  # goes with it if this process is killed
         project = copy(root, Path(folder).resolve())
         if mutation is not None:
             broken = mutate(mutation, project / "align_minimal")[1]

@@ -6,6 +6,7 @@ import json
 import random
 import sys
 import types
+from concurrent.futures import Future
 
 import pytest
 import torch
@@ -337,7 +338,7 @@ def test_one_command_makes_both_checkpoints_each_run_from_the_one_before(drawing
     monkeypatch.setattr(train_emoji, "VOCABULARY", 200)
     asked = []
     monkeypatch.setattr(train_emoji, "align_minimal", lambda command: asked.append(command))
-    monkeypatch.setattr(train_emoji, "start_from", lambda model, folder: asked.append(folder))
+    monkeypatch.setattr(train_emoji, "start_from", lambda model, folder, tokenizer: asked.append(folder))
     first = tmp_path / "out" / "first"
     first.mkdir(parents=True)
     AlignProcessor.from_pretrained("emoji").save_pretrained(first)
@@ -358,3 +359,89 @@ def test_one_command_makes_both_checkpoints_each_run_from_the_one_before(drawing
     running.close()
     assert sizes == [len(processor.tokenizer) for processor in processors] and sizes[0] == 4000
     assert sizes[1] < 200
+
+
+def test_a_run_does_not_go_on_with_other_pictures_or_options(drawings, tmp_path, capsys):
+    def run(options: str) -> int:
+        return train_emoji.main(f"{drawings} --out {tmp_path / 'run'} --small {options}".split())
+
+    assert run("--hold-out two --steps 1") == 0
+    for changed in ("--hold-out one", "--hold-out two --strong 0.5", "--hold-out two --side 48"):
+        assert run(f"{changed} --steps 2") == 1
+        said = capsys.readouterr().err.strip().splitlines()[-1]
+        assert said.startswith(f"{tmp_path / 'run' / 'options.json'}: begun with ")
+    assert run("--hold-out two --steps 2") == 0
+
+
+def test_views_of_another_model_or_of_other_pictures_are_not_shared(drawings, tmp_path, capsys):
+    def run(name: str, options: str) -> int:
+        words = (
+            f"{drawings} --out {tmp_path / name} --small --steps 1 --freeze 1 --views {tmp_path / 'views'}"
+        )
+        return train_emoji.main([*words.split(), *options.split()])
+
+    assert run("a", "--hold-out two") == 0 and run("b", "--hold-out two --rate 0.001") == 0
+    for name, options in (("c", "--hold-out one"), ("d", "--hold-out two --seed 1")):
+        assert run(name, options) == 1
+        assert "views.json: begun with" in capsys.readouterr().err
+
+
+def test_the_designer_of_the_final_test_can_be_neither_learnt_from_nor_held_out(tmp_path, capsys):
+    for flag in ("--sets", "--hold-out"):
+        with pytest.raises(SystemExit):
+            train_emoji.main(f"{tmp_path} --out {tmp_path / 'run'} {flag} noto".split())
+        assert "noto: the designer of the final test" in capsys.readouterr().err
+
+
+def test_a_mirrored_alias_is_drawn_mirrored_and_a_turned_one_is_refused():
+    icons = {"prefix": "set", "icons": {"left": {"body": "<p/>"}}, "width": 32}
+    icons["aliases"] = {"right": {"parent": "left", "hFlip": True}, "up": {"parent": "left", "rotate": 1}}
+    assert "scale" not in prepare_emoji.as_svg(icons, "left")
+    assert '<g transform="translate(32 0) scale(-1 1)"><p/></g>' in prepare_emoji.as_svg(icons, "right")
+    with pytest.raises(ValueError, match=r"set: up is left turned \(rotate\)"):
+        prepare_emoji.as_svg(icons, "up")
+
+
+def test_an_imagefolder_of_anyone_s_is_measured_on_whole_names(tmp_path, capsys):
+    (tmp_path / "metadata.jsonl").write_text('{"file_name": "1.png", "text": "red apple"}\n')
+    assert evaluate_emoji.read(tmp_path) == [(tmp_path / "1.png", "red apple", "red apple")]
+    for words in (["--language", "de"], ["--unseen"]):
+        assert evaluate_emoji.main([str(tmp_path), *words]) == 1
+        assert f"{tmp_path}: no picture with a name" in capsys.readouterr().err
+    assert evaluate_emoji.main([str(tmp_path / "metadata.jsonl")]) == 1
+
+
+def test_what_stops_the_making_is_one_line(drawings, tmp_path, capsys):
+    out = tmp_path / "run"
+    assert (
+        train_emoji.main(f"{drawings} --out {out} --small --hold-out two --init {tmp_path / 'no'}".split())
+        == 1
+    )
+    assert str(tmp_path / "no") in capsys.readouterr().err.strip().splitlines()[-1]
+    with pytest.raises(ValueError, match=r"no: no metadata\.jsonl and no metadata\.csv in it"):
+        emoji_pairs.read_folder(tmp_path / "no")
+
+
+def test_of_several_runs_one_that_fails_takes_no_other_with_it(tmp_path, monkeypatch, capsys):
+    class Here:  # in place of processes
+        def __init__(self, *given, **more):
+            pass
+
+        def __enter__(self):
+            return self
+
+        def __exit__(self, *error):
+            pass
+
+        def submit(self, work, task):
+            future = Future()
+            if task[2] == 0:
+                future.set_exception(ValueError("the pictures of seed 0"))
+            else:
+                future.set_result((f"{task[1]} {task[2]}", {"loss": 0.5}))
+            return future
+
+    monkeypatch.setattr(ablations, "ProcessPoolExecutor", Here)
+    assert ablations.main([str(tmp_path), "--out", str(tmp_path), "--only", "base"]) == 1
+    assert capsys.readouterr().err.splitlines()[-1] == "the pictures of seed 0"
+    assert sorted(json.loads((tmp_path / "results.json").read_text())["runs"]) == ["base 1", "base 2"]

@@ -165,7 +165,7 @@ def run_search(args: argparse.Namespace, parser: argparse.ArgumentParser) -> Non
     if args.image is not None:
         check_file(Path(args.image))
         load_image(args.image)  # an error here, if any, and not after the folder was embedded
-    check_folder(Path(args.folder))  # as soon
+    check_folder(Path(args.folder))  # the same: before a model is loaded
     index = ImageIndex(args.folder, *load(args), args.index)
     queries = index.queries(args.queries, args.image, args.minus, args.text_weight)
     answers = list(zip(args.queries or [None], index.nearest(queries, args.top), strict=True))
@@ -241,7 +241,7 @@ def run_trace(args: argparse.Namespace, parser: argparse.ArgumentParser) -> None
         parser.error(f"text {args.text!r} is empty")
     check_device(args.device, parser)
     check_file(Path(args.image))
-    load_image(args.image)
+    load_image(args.image)  # an error here, if any, and not after a model was loaded
     # Unless told otherwise, two levels, and one line for all blocks of a stage.
     trace_pair(*load(args), Path(args.image), args.text, args.depth or 2, fold=args.depth is None)
 

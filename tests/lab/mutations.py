@@ -962,7 +962,7 @@ TRAINING = [
     mutation(
         "learnt-on-the-file-s-pages",
         "training/loop.py",
-        "training/test_resume.py::test_other_models_resume_to_the_same_bits[shipped]",
+        "training/test_resume.py::test_other_models_resume_to_the_same_bits[from a file]",
         "a file's tensors may lie at odd addresses, where sums have another order than in a copy",
         old="t.data = t.data.clone()",
         new="pass",

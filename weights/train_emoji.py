@@ -439,6 +439,8 @@ def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     add_arguments(parser)
     args = parser.parse_args(argv)
+    if args.small and not args.hold_out:  # or small models would take the shipped ones' place
+        parser.error("--small: to try a setting only, with --hold-out")
     for name in {args.hold_out, *(args.sets or ())} & prepare_emoji.FINAL_TEST.keys():
         parser.error(f"{name}: the designer of the final test, never to learn from or to choose by")
     status = prepare_emoji.main([str(args.data), *["--fewer-concepts"] * args.fewer_concepts])

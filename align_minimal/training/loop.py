@@ -30,7 +30,7 @@ from ..model import AlignModel
 from ..processor import AlignProcessor
 from ..support.hub import write_json
 from ..support.outputs import Batch
-from ..using.retrieval import evaluate
+from ..using.retrieval import evaluate, longest_text
 from .batches import BatchStream, Position, Prepare, batches_in
 from .build import freeze, new_model, new_optimizer
 from .dataset import Pairs
@@ -196,11 +196,11 @@ class Trainer:
 
     def batches(self) -> Iterator[Batch]:
         """This process's share of batch after batch, prepared; ValueError in one line if a worker fails."""
-        options, text = self.options, self.model.config.text_config
+        options = self.options
         prepare = Prepare(
             self.processor.image_processor,
             self.processor.tokenizer,
-            max_tokens=min(64, text.max_position_embeddings),
+            max_tokens=longest_text(self.model.config),
             augmentation=options.augment,
             flip=options.flip,
             cache_bytes=2**30 // max(1, options.workers),

@@ -18,6 +18,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from tqdm import tqdm
 
+from ..config import AlignConfig
 from ..model import AlignModel
 from ..processor import AlignProcessor
 from ..support.image_files import open_image
@@ -28,11 +29,20 @@ from .pictures import read_ahead
 # ---- embeddings --------------------------------------------------------------------------------------------
 
 
+def longest_text(config: AlignConfig) -> int:
+    """After how many tokens texts are cut: 64, as in the paper (section 5), or fewer if the model has fewer.
+
+    >>> longest_text(AlignConfig.preset("b7_base"))
+    64
+    """
+    return min(64, config.text_config.max_position_embeddings)
+
+
 @torch.inference_mode()
 def embed_texts(
     model: AlignModel, processor: AlignProcessor, texts: Sequence[str], batch_size: int = 64
 ) -> Tensor:
-    """M texts → (M, D) on the CPU, L2-normalized. Texts are cut at 64 tokens, as in the paper (section 5).
+    """M texts → (M, D) on the CPU, L2-normalized. Texts are cut after `longest_text` tokens.
 
     Puts the model in eval mode.
 
@@ -42,7 +52,7 @@ def embed_texts(
     True
     """
     model.eval()
-    limit = min(64, model.config.text_config.max_position_embeddings)
+    limit = longest_text(model.config)
     embeds = []
     for start in tqdm(range(0, len(texts), batch_size), "texts", leave=False, disable=len(texts) <= 512):
         part = list(texts[start : start + batch_size])

@@ -25,6 +25,7 @@ from ..model import AlignModel
 from ..processor import AlignProcessor
 from ..support.image_files import load_image
 from ..support.terminal import columns, fit, glyph, one_line, paint
+from .retrieval import longest_text
 
 
 @dataclass(frozen=True)
@@ -199,7 +200,7 @@ def trace_pair(
     text_model       AlignTextModel    1 × 5 × 128 ...
     cosine ... / temperature ... = logit ...
     """
-    options = {"truncation": True, "max_length": min(64, model.config.text_config.max_position_embeddings)}
+    options = {"truncation": True, "max_length": longest_text(model.config)}
     batch = processor(text=text, images=load_image(image), padding=True, return_tensors="pt", **options)
     batch = batch.to(model.temperature.device)
     rows = trace(model, batch)

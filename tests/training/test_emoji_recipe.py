@@ -316,6 +316,13 @@ def test_a_run_with_larger_pictures_goes_on_from_one_with_smaller_ones(drawings,
     assert words[0] == words[1]
 
 
+def test_small_models_are_never_put_where_the_shipped_ones_are(drawings, tmp_path, capsys):
+    with pytest.raises(SystemExit, match="2"):
+        train_emoji.main(f"{drawings} --out {tmp_path / 'run'} --small --init {tmp_path}".split())
+    assert "--small: to try a setting only, with --hold-out" in capsys.readouterr().err
+    assert not (tmp_path / "run").exists()
+
+
 def test_a_set_to_hold_out_that_is_not_there_is_an_error_before_the_training(drawings, tmp_path, capsys):
     with pytest.raises(SystemExit, match="2"):
         train_emoji.main(f"{drawings} --out {tmp_path / 'run'} --small --hold-out tow --steps 1".split())
@@ -348,7 +355,10 @@ def test_one_command_makes_both_checkpoints_each_run_from_the_one_before(drawing
     before = tmp_path / "weights" / "emoji" / "model.safetensors"
     before.write_bytes(b"what a running program has mapped into its memory")
     running = before.open("rb")
-    assert train_emoji.main(f"{drawings} --out {tmp_path / 'out'} --small --steps 1 --freeze 1".split()) == 0
+    parser = argparse.ArgumentParser()
+    train_emoji.add_arguments(parser)
+    args = parser.parse_args(f"{drawings} --out {tmp_path / 'out'} --small --steps 1 --freeze 1".split())
+    assert train_emoji.make(args, parser) == 0  # `main` lets nobody have small models there
     assert asked[0][0] == "train" and asked[0][-3:] == ["--steps", "6000", "--resume"]
     assert asked[1:] == [first, tmp_path / "out" / "english", tmp_path / "out" / "emoji"]
     assert sorted(path.name for path in (tmp_path / "weights").iterdir()) == [*shipped]

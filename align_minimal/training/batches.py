@@ -99,7 +99,8 @@ def batches(
     """Epoch after epoch without end, each in an order of its own: (batch, the position after it).
 
     Pairs that fill no batch at an epoch's end are the first of the next epoch, so that each pair is seen once
-    an epoch; if not one batch was full, all are given as they are. ValueError if there is nothing at all.
+    an epoch; but of pairs that share a concept only those that one batch can take: the others miss a turn.
+    If not one batch was full, all are given as they are. ValueError if there is nothing at all.
 
     >>> pairs = Pairs([])
     >>> pairs.pairs = [Pair(name, b"", ("a letter",)) for name in "abc"]

@@ -1,6 +1,6 @@
 """Text to wordpieces and ids (ALIGN, section 5; BERT).
 
-Write the bodies, and check them from the top of the repository, one by one:
+Write the bodies; you need not use all the imports. Check them from the top of the repository, one by one:
 
     pytest --layer lower=notebooks/exercises/01_wordpieces.py:lower tests
     pytest --layer clean=notebooks/exercises/01_wordpieces.py:clean tests

@@ -1,6 +1,6 @@
 """Pictures to pixels (section 5).
 
-Write the bodies, and check them from the top of the repository, one by one:
+Write the bodies; you need not use all the imports. Check them from the top of the repository, one by one:
 
     pytest --layer to_rgb=notebooks/exercises/02_pixels.py:to_rgb tests
     pytest --layer grey_to_bytes=notebooks/exercises/02_pixels.py:grey_to_bytes tests

@@ -1,6 +1,6 @@
 """The parts of EfficientNet's block (section 4.1).
 
-Write the bodies, and check them from the top of the repository, one by one:
+Write the bodies; you need not use all the imports. Check them from the top of the repository, one by one:
 
     pytest --layer BatchNorm=notebooks/exercises/03_mbconv.py:BatchNorm tests
     pytest --layer ConvNorm=notebooks/exercises/03_mbconv.py:ConvNorm tests

@@ -1,6 +1,6 @@
 """The image tower (section 4.1).
 
-Write the bodies, and check them from the top of the repository, one by one:
+Write the bodies; you need not use all the imports. Check them from the top of the repository, one by one:
 
     pytest --layer round_filters=notebooks/exercises/04_efficientnet.py:round_filters tests
     pytest --layer block_specs=notebooks/exercises/04_efficientnet.py:block_specs tests

@@ -1,6 +1,6 @@
 """The text tower (section 4.1).
 
-Write the bodies, and check them from the top of the repository, one by one:
+Write the bodies; you need not use all the imports. Check them from the top of the repository, one by one:
 
     pytest --layer BertEmbeddings=notebooks/exercises/05_bert.py:BertEmbeddings tests
     pytest --layer SelfAttention=notebooks/exercises/05_bert.py:SelfAttention tests

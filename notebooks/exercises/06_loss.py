@@ -1,6 +1,6 @@
 """The loss (equations 1 and 2).
 
-Write the bodies, and check them from the top of the repository, one by one:
+Write the bodies; you need not use all the imports. Check them from the top of the repository, one by one:
 
     pytest --layer contrastive_loss=notebooks/exercises/06_loss.py:contrastive_loss tests
 

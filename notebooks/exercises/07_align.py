@@ -1,6 +1,6 @@
 """Where the towers meet (figure 1).
 
-Write the bodies, and check them from the top of the repository, one by one:
+Write the bodies; you need not use all the imports. Check them from the top of the repository, one by one:
 
     pytest --layer AlignModel=notebooks/exercises/07_align.py:AlignModel tests
 

@@ -1,6 +1,6 @@
 """LAMB (section 5).
 
-Write the bodies, and check them from the top of the repository, one by one:
+Write the bodies; you need not use all the imports. Check them from the top of the repository, one by one:
 
     pytest --layer trust_ratio=notebooks/exercises/08_training.py:trust_ratio tests
     pytest --layer Lamb=notebooks/exercises/08_training.py:Lamb tests

@@ -1,6 +1,6 @@
 """The whole model, of your own parts alone.
 
-Write the bodies, and check them from the top of the repository, one by one:
+Write the bodies; you need not use all the imports. Check them from the top of the repository, one by one:
 
     pytest --layer round_filters=notebooks/exercises/09_whole_model.py:round_filters tests
     pytest --layer block_specs=notebooks/exercises/09_whole_model.py:block_specs tests

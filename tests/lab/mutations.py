@@ -90,6 +90,14 @@ INPUTS = [
         new="            return [*pieces, unk_token]\n        pieces",
     ),
     mutation(
+        "words-of-any-length",
+        "wordpiece.py",
+        "inputs/test_tokenizer.py::test_lin_max_match_knows_the_limit_of_length_and_tokens_beyond_it",
+        "a word of more than MAX_WORD characters is one [UNK], whatever the vocabulary holds",
+        old="    if len(word) > MAX_WORD:\n        return [unk_token]\n",
+        new="",
+    ),
+    mutation(
         "no-hashes-inside-a-word",
         "wordpiece.py",
         "inputs/test_tokenizer.py::test_greedy_longest_match_and_one_unk_for_any_unmatched_rest",

@@ -139,7 +139,8 @@ def starter(file: str, blocks: Sequence[str], title: str, solved: bool = False) 
     )
     path = f"notebooks/exercises/{file}"
     one_each = [f"    pytest --layer {b}={path}:{b} tests" for b in blocks]
-    head = f'"""{title}.\n\nWrite the bodies, and check them from the top of the repository, one by one:\n\n'
+    head = f'"""{title}.\n\nWrite the bodies; you need not use all the imports. Check them from the '
+    head += "top of the repository, one by one:\n\n"
     head += (
         "\n".join(one_each) + f'\n\nor all that this file has:\n\n    pytest --layer {path} tests\n"""\n\n'
     )

@@ -13,7 +13,7 @@ ROOT = Path(__file__).resolve().parents[2]
 NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
 sys.path.insert(0, str(ROOT / "notebooks"))
 
-from answers import JUDGES  # noqa: E402
+from answers import JUDGES, secret_options  # noqa: E402
 from course import check, diagram, parts_of, shape, unwritten  # noqa: E402
 
 
@@ -158,17 +158,42 @@ def worst_fault(found, limit):
     return worst if found[worst] > limit else None
 
 
+def first_merge_in_the_order_given(
+    words,
+):  # of words that occur as often, the first, not the first by alphabet
+    word = next(iter(words))
+    return word[:2] if len(words) == 2 else "?"
+
+
+def same_in_the_stem_alone(model):
+    """TensorFlow's padding there, and nowhere else."""
+
+    def pad(stem, inputs):
+        total = 1 + inputs[0].shape[-1] % 2  # of a kernel of 3 at stride 2
+        stem.pad_first = (total // 2, total - total // 2) * 2
+
+    model.stem.register_forward_pre_hook(pad)
+    return model
+
+
+SECRET = secret_options()
+TWICE = [
+    SECRET,
+    {name: value for name, value in SECRET.items() if name != "include_top"},
+]  # False unless given
 WRONG = [
     ("00.1", 0.5 / 32, "divides"),  # the shipped checkpoint has σ = 1/32
     ("00.2", 16_384, "no negative"),
     ("00.3", 6, "natural"),
     ("01.1", {"unfishing": ["un", "##fish", "##ing"], "fisherman": ["fish", "##er", "##man"]}, "longest"),
     ("01.2", lambda words: "##zz", "another pair"),
+    ("01.2", first_merge_in_the_order_given, "alphabet"),
     ("01.3", lambda word, vocab: ["[UNK]"], "greedy"),
     ("02.1", lambda picture: np.zeros((289, 289, 3), np.float32), "channels come first"),
     ("02.2", np.ones(7) / 7, "Pillow's eight weights"),
     ("02.2", np.ones(7), "sum to 1"),
     ("02.3", [{"size": 80}], "shape"),
+    ("02.3", TWICE, "all that there are"),
     ("03.1", 1, "too small"),
     ("03.1", 144_024, "γ and β"),
     ("03.2", torch.nn.Conv2d(40, 240, 1), "relative error"),
@@ -177,6 +202,7 @@ WRONG = [
     ("04.1", (40, 64, 5, 56), "the stem's width"),
     ("04.2", (0, 0), "too early"),
     ("04.3", lambda model: model, "SAME gives"),
+    ("04.3", same_in_the_stem_alone, "the last block gives 4"),
     ("05.1", 108_891_648, "pooler"),
     ("05.2", ("text_projection.weight", 0, 32), "does not silence"),
     ("05.3", lambda ids, mask: torch.zeros(3, 160), "relative error"),
@@ -186,6 +212,7 @@ WRONG = [
     ("07.1", 4.595, "difference of logits"),
     ("07.2", lambda key: key, "came back"),
     ("07.3", worst_fault, "first"),
+    ("08.1", "b and a", "0.96"),
     ("08.1", "ba", "0.96"),
     ("08.2", (345, 38), "still above"),
     ("08.3", lambda encode, chunks: 0, "no parameter"),
@@ -193,6 +220,7 @@ WRONG = [
     ("09.2", lambda image, text, w: (image + w * text).argsort(), "descending"),
     ("09.3", lambda scores, target, grid: grid[0], "smaller mean"),
     ("10.1", ["cat"], "count its words"),
+    ("10.1", ["a cat sleeping", "click here to enlarge", "nonsense"], "some of these"),
     ("10.2", lambda p, K: p, "by luck"),
     ("10.3", lambda images, texts, share: [], "indices"),
     ("11.1", lambda features, labels: 1.0, "itself"),

@@ -57,7 +57,7 @@ def test_changed_files_load_or_are_refused_in_one_line_that_names_the_file(folde
         model = {"type": "WordPiece", "vocab": vocab, "unk_token": "[UNK]"}
         (folder / name).write_text(json.dumps({"model": model, "added_tokens": [{"content": "[PAD]"}]}))
         (folder / "vocab.txt").unlink()
-    text, rng, refused = (folder / name).read_text(), random.Random(0), 0
+    text, rng, refused = (folder / name).read_text(encoding="utf-8"), random.Random(0), 0
     for _ in range(300):
         mutate = torn if name == "vocab.txt" or rng.random() < 0.3 else None
         if mutate is None:
@@ -95,7 +95,7 @@ def test_a_switch_of_the_image_processor_that_is_no_switch_is_named(folder, key)
 )
 def test_a_number_of_the_image_processor_out_of_range_is_named(folder, key, value):
     (folder / "preprocessor_config.json").write_text(json.dumps({key: value}))
-    with pytest.raises(ValueError, match=rf"preprocessor_config\.json: {key} must|{key}"):
+    with pytest.raises(ValueError, match=rf"preprocessor_config\.json: {key} "):
         EfficientNetImageProcessor.from_pretrained(folder)
 
 

@@ -28,8 +28,8 @@ from align_minimal.support.batching import truncate
 from align_minimal.support.hub import Unreachable
 from align_minimal.support.marks import sort_marks
 from align_minimal.support.vocab_files import OPTIONS, SPECIAL_TOKENS
-from align_minimal.training.vocabulary import PairCounts, best_pair, learn_pieces
-from align_minimal.wordpiece import ACCENTS, PUNCTUATION, clean, lower, wordpiece
+from align_minimal.training.vocabulary import PairCounts, best_pair, learn_pieces, merge
+from align_minimal.wordpiece import ACCENTS, PUNCTUATION, clean, lower, split_words, wordpiece
 
 GOLDEN = json.loads((Path(__file__).parents[1] / "reference" / "tokenizer.json").read_text())
 PUNCTUATION_MARK = regex.compile(f"[{PUNCTUATION}]")
@@ -327,6 +327,40 @@ def test_rare_pairs_are_no_candidates_however_high_their_score():
     assert learn_pieces(words, 1) == ["aa"]
     assert learn_pieces(words, 9) == ["aa", "zw"]  # xy occurs fewer than min_frequency = 2 times
     assert learn_pieces(words, 9, min_frequency=1, share=0) == ["xy", "zw", "aa"]
+
+
+def test_a_quarter_of_the_most_frequent_pair_is_frequent_enough_and_less_is_not():
+    assert learn_pieces({"zw": 3, "aa": 12}, 1) == ["zw"]  # scores 1/3 and 1/12
+    assert learn_pieces({"zw": 3, "aa": 13}, 1) == ["aa"]
+
+
+def test_training_a_tokenizer_leaves_out_pairs_below_min_frequency():
+    texts = ["xy", "zw", "zw", "zw"]
+    for least, merged in ((1, ["xy", "zw"]), (2, ["zw"]), (4, [])):
+        pieces = list(BertTokenizer.train(texts, 100, min_frequency=least).vocab)
+        assert [piece for piece in pieces[5:] if len(piece.removeprefix("##")) > 1] == merged
+
+
+def test_merged_pieces_are_spelt_without_the_hashes_between_them():
+    assert merge(["h", "##u", "##g", "##s"], ("##u", "##g")) == ["h", "##ug", "##s"]
+    assert merge(["h", "##u", "h", "##u"], ("h", "##u")) == ["hu", "hu"]
+
+
+@pytest.mark.parametrize(
+    "first, last",
+    ["\u3400\u4dbf", "\u4e00\u9fff", "\ufa0e\ufa29", "\U00020000\U0002a6df", "\U0002a700\U0002cea1"]
+    + ["\U0002f800\U0002fa1d"],
+    ids=ascii,
+)
+def test_every_block_of_chinese_characters_is_set_apart(first, last):
+    for c in (first, last):
+        if unicodedata.category(c) != "Cn":  # unknown to this Python: dropped before
+            assert clean(f"a{c}b") == f"a {unicodedata.normalize('NFC', c)} b"
+    assert clean("a\u3042b") == "a\u3042b"  # Japanese is not
+
+
+def test_a_special_token_keeps_its_accents_as_a_word_does_not():
+    assert split_words("café [é]", special_tokens=["[é]"]) == ["cafe", "[é]"]
 
 
 def test_counts_follow_merges_in_words_that_repeat_a_pair():

@@ -65,6 +65,8 @@ def prove(tests: Sequence[str], mutation: Mutation | None = None) -> tuple[int, 
         imported = Path(sys.modules["align_minimal"].__file__).resolve()
         os.chdir(before)  # or Windows could not remove the folder
         assert imported.is_relative_to(Path(folder).resolve()), f"not the copy was tested, but {imported}"
+    if status == RED and "\nFAILED " not in output.getvalue():  # an error before the test, in a fixture
+        status = pytest.ExitCode.INTERNAL_ERROR
     return int(status), output.getvalue()
 
 

@@ -124,7 +124,7 @@ INPUTS = [
     mutation(
         "merged-with-the-hashes",
         "training/vocabulary.py",
-        "inputs/test_tokenizer.py::test_counts_follow_merges_in_words_that_repeat_a_pair",
+        "inputs/test_tokenizer.py::test_merged_pieces_are_spelt_without_the_hashes_between_them",
         "the ## of the second piece goes when it is merged: h and ##u make hu",
         old='merged[-1] += piece.removeprefix("##")',
         new="merged[-1] += piece",

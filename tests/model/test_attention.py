@@ -55,6 +55,13 @@ def test_a_row_masked_throughout_attends_evenly(files):
         assert torch.equal(weights[1], torch.full_like(weights[1], 0.2))
 
 
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_no_mask_is_infinite_in_half_precision(dtype):
+    mask = additive_mask(torch.tensor([[1, 0], [0, 0]]), dtype)
+    assert mask.dtype == dtype and mask.isfinite().all()
+    assert mask[0, 0, 0].tolist() == [0, torch.finfo(dtype).min] and mask[1].softmax(-1).eq(0.5).all()
+
+
 def test_relative_positions_depend_on_the_distance_alone(files):
     file = files["relative_key_query"]
     model = file.fill(AlignTextModel(AlignTextConfig(**file.config)))

@@ -251,6 +251,22 @@ def test_presets_build_with_the_published_image_towers(name):
         assert millions < 3
 
 
+PRESET_TEXTS = {  # hidden size, layers, heads, the feed-forward's width, vocabulary, embedding
+    "emoji": (128, 2, 4, 512, 30_522, 160),
+    "b3_mini": (256, 4, 4, 1024, 30_522, 384),
+    "b7_base": (768, 12, 12, 3072, 30_522, 640),
+    "l2_large": (1024, 24, 16, 4096, 30_522, 1376),
+}
+
+
+@pytest.mark.parametrize("name", PRESETS)
+def test_presets_have_the_published_text_towers(name):
+    config = AlignConfig.preset(name)
+    text = config.text_config
+    sizes = text.hidden_size, text.num_hidden_layers, text.num_attention_heads, text.intermediate_size
+    assert (*sizes, text.vocab_size, config.projection_dim) == PRESET_TEXTS[name]
+
+
 def test_b7_base_is_align_base():
     with torch.device("meta"):
         model = AlignModel(AlignConfig.preset("b7_base"))

@@ -25,10 +25,12 @@ FILES = {"config.json": b'{"a": 1}', "pytorch_model.bin": b"w" * 100_000}
 def python(code, home, **environment):
     """Run `code` in a fresh interpreter with hub.py on its path."""
     package = str(Path(align_minimal.support.hub.__file__).parent)
-    settings = dict(HF_HOME=str(home), PYTHONPATH=package, HF_HUB_OFFLINE="0", HF_HUB_DISABLE_XET="1")
+    inherited = {k: v for k, v in os.environ.items() if not k.upper().startswith("HF_")}
+    settings = dict(NO_PROXY="127.0.0.1", no_proxy="127.0.0.1")
+    settings |= dict(HF_HOME=str(home), PYTHONPATH=package, HF_HUB_OFFLINE="0", HF_HUB_DISABLE_XET="1")
     return subprocess.run(
         [sys.executable, "-c", textwrap.dedent(code)],
-        env=os.environ | settings | environment,
+        env=inherited | settings | environment,
         capture_output=True,
         text=True,
         timeout=60,
@@ -83,7 +85,7 @@ ASK = """
         print(find_file("{name}", {files}).read_bytes()[:9])
     except FileNotFoundError as error:
         print(error)
-    assert time.time() - start < 4, f"{{time.time() - start:.0f}} s"
+    assert time.time() - start < 15, f"{{time.time() - start:.0f}} s"
 """
 
 

@@ -228,6 +228,19 @@ def test_a_missing_input_is_named(file, missing, message):
         build(file)(**inputs)
 
 
+def test_initial_weights_have_the_spread_that_the_config_asks_for():
+    config = AlignConfig.preset("emoji")
+    config.text_config.initializer_range, config.vision_config.initializer_range = 0.05, 0.5
+    torch.manual_seed(0)
+    model = AlignModel(config)
+    text, block = model.text_model, model.vision_model.blocks[-1]
+    for weight in (text.layers[0].feed_forward.up.weight, text.embeddings.word.weight[1:]):
+        assert weight.std().item() == pytest.approx(0.05, rel=0.02)
+    assert text.embeddings.word.weight[0].eq(0).all()  # padding
+    assert block.project.conv.weight.std().item() == pytest.approx(0.5, rel=0.02)
+    assert all(layer.bias.eq(0).all() for layer in (block.squeeze_excite.reduce, block.squeeze_excite.expand))
+
+
 def test_initial_weights_have_the_documented_spread():
     torch.manual_seed(0)
     model = AlignModel(AlignConfig.preset("emoji"))

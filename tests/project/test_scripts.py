@@ -9,7 +9,7 @@ from tests.lab.warm import python
 
 ROOT = Path(__file__).resolve().parents[2]
 SCRIPTS = [*sorted((ROOT / "weights").glob("*.py")), ROOT / "notebooks" / "run.py"]
-TOOLS = ["benchmark", "break_it", "compare", "growth", "seen", "starters"]
+TOOLS = ["benchmark", "break_it", "compare", "growth", "loading", "seen", "starters"]
 # They run where the packages that only drawing, fetching or notebooks need are absent.
 ABSENT = ("matplotlib", "resvg_py")
 

@@ -5,6 +5,7 @@ import io
 import itertools
 import json
 import random
+import re
 import tarfile
 import warnings
 from collections import Counter
@@ -18,7 +19,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from align_minimal import BertTokenizer, EfficientNetImageProcessor
-from align_minimal.training.augment import AUGMENTATIONS, distort
+from align_minimal.training.augment import AUGMENTATIONS, crop_and_flip, distort
 from align_minimal.training.batches import BatchStream, Position, Prepare, PrepareStep, batches
 from align_minimal.training.dataset import Pairs
 from align_minimal.training.pairs import Pair
@@ -185,7 +186,9 @@ def test_a_link_within_the_folder_is_followed(tmp_path):
 def test_paths_given_wrongly_are_named(tmp_path):
     (tmp_path / "notes.txt").write_text("x")
     for path in (tmp_path / "absent", tmp_path / "notes.txt"):
-        with pytest.raises(FileNotFoundError, match=f"{path}: no such folder, and no tar file"):
+        with pytest.raises(
+            FileNotFoundError, match=f"{re.escape(str(path))}: no such folder, and no tar file"
+        ):
             Pairs([path])
     with pytest.raises(ValueError, match=r"neither metadata\.jsonl nor metadata\.csv nor \.tar files in it"):
         Pairs([tmp_path])
@@ -486,6 +489,13 @@ def test_the_resized_image_is_346_for_289():
     prepare = Prepare(processor, None)
     pair = Pair("x", encoded(picture(size=(400, 200))), ("x",))
     assert prepare.size == 289 and prepare.pixels(pair).shape == (3, 346, 346)
+
+
+def test_every_place_of_the_crop_is_drawn_the_last_too():
+    """Of 8 × 8 pixels, numbered, the first one of each crop of 6 × 6 tells where it lies."""
+    numbers = torch.arange(64.0).reshape(1, 1, 8, 8).expand(500, 1, 8, 8)
+    crops = crop_and_flip(numbers, 6, torch.zeros(500, dtype=torch.bool), torch.Generator().manual_seed(0))
+    assert set(crops[:, 0, 0, 0].tolist()) == {8.0 * top + left for top in range(3) for left in range(3)}
 
 
 def test_pixels_are_a_crop_of_the_resized_image_mirrored_only_where_asked(tokenizer):

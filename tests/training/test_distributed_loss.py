@@ -1,6 +1,7 @@
 """Two processes against one: the mean of the ranks' gradients is the gradient of the whole batch."""
 
 import gc
+import time
 
 import pytest
 import torch
@@ -87,7 +88,14 @@ def work(rank, ranks, folder):
 @pytest.fixture(scope="module")
 def ranks(tmp_path_factory):
     folder = tmp_path_factory.mktemp("ranks")
-    torch.multiprocessing.spawn(work, (2, str(folder)), nprocs=2)
+    context = torch.multiprocessing.spawn(work, (2, str(folder)), nprocs=2, join=False)
+    deadline = time.monotonic() + 300  # ranks that wait for each other would do so for ever
+    try:
+        while not context.join(timeout=5):
+            assert time.monotonic() < deadline, "the two processes wait for each other"
+    finally:
+        for process in context.processes:
+            process.kill()
     return [torch.load(folder / f"{rank}.pt") for rank in range(2)]
 
 

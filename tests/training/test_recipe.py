@@ -2,15 +2,19 @@
 
 import json
 import time
+import warnings
 
 import pytest
 import torch
 
+from align_minimal import AlignConfig, AlignModel
 from align_minimal.support.hub import find_file, weights_folder
 from align_minimal.support.outputs import Batch
 from align_minimal.training import command, loop
 from align_minimal.training.batches import batches_in
+from align_minimal.training.build import new_optimizer
 from align_minimal.training.dataset import Pairs
+from align_minimal.training.lamb import Lamb
 from align_minimal.training.loop import steps_of
 from align_minimal.training.options import PAPER, SHORT, TrainOptions, resolve
 from align_minimal.training.step import cannot_reach, learning_rate, split
@@ -23,6 +27,24 @@ CHOICES = ("batch_size", "optimizer", "lr", "weight_decay")
 def chosen(steps: int, **given) -> dict:
     options = resolve(TrainOptions(data=[], out="run", **given), steps)
     return {name: getattr(options, name) for name in CHOICES}
+
+
+def test_the_recipes_are_those_that_the_documents_state():
+    assert dict(batch_size=256, optimizer="lamb", lr=1e-3, weight_decay=1e-5) == PAPER
+    assert dict(batch_size=64, optimizer="adamw", lr=1e-3, weight_decay=0.05) == SHORT
+
+
+def test_the_optimizers_have_their_usual_moments():
+    model = AlignModel(AlignConfig.preset("emoji"))
+    found = {}
+    for name in ("lamb", "adamw"):
+        options = TrainOptions(data=[], out="run", optimizer=name, lr=0.5, weight_decay=0.25)
+        found[name] = new_optimizer(options, model)
+        assert {group["lr"] for group in found[name].param_groups} == {0.5}
+        assert {group["weight_decay"] for group in found[name].param_groups} == {0.25, 0.0}
+    assert [found[name].defaults["betas"] for name in found] == [(0.9, 0.999), (0.9, 0.98)]
+    assert [found[name].defaults["eps"] for name in found] == [1e-6, 1e-8]
+    assert Lamb([model.temperature]).defaults["weight_decay"] == 1e-5
 
 
 def test_a_short_run_takes_adamw_and_small_batches_and_a_long_one_the_paper_s():
@@ -131,4 +153,6 @@ def test_a_local_folder_of_a_shipped_model_s_name_is_not_taken_in_silence(tmp_pa
     with pytest.warns(UserWarning, match="emoji: the folder here, not the model of that name that ships"):
         assert find_file("emoji", "config.json").resolve() == tmp_path / "emoji" / "config.json"
     monkeypatch.chdir(weights_folder())
-    find_file("emoji", "config.json")  # one and the same: nothing to say
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        find_file("emoji", "config.json")  # one and the same: nothing to say

@@ -35,6 +35,17 @@ def test_padding_has_no_part_in_a_text_s_embedding():
     assert changed.tolist() == [True, False, True, True]  # the second text is not padded
 
 
+def test_both_embeddings_have_length_1_which_the_features_have_not():
+    encode, pairs = encoder(3, "float32").eval(), batch()
+    text, image, temperature = encode(pairs)
+    model = encode.model
+    features = model.get_text_features(pairs["input_ids"]), model.get_image_features(pairs["pixel_values"])
+    for found, feature in zip((text, image), features, strict=True):
+        assert ((feature.norm(dim=-1) - 1).abs() > 0.1).all()
+        assert_close(found, feature / feature.norm(dim=-1, keepdim=True), 1e-5)
+    assert temperature is model.temperature
+
+
 @pytest.mark.parametrize("kernel, precision, last", [(3, "float32", 1), (5, "float32", 0), (3, "bf16", 0)])
 def test_channels_lie_last_in_memory_where_that_is_faster(kernel, precision, last):
     encode, layouts = encoder(kernel, precision), []

@@ -15,6 +15,7 @@ from safetensors import SafetensorError
 
 from align_minimal import AlignModel, AlignProcessor, contrastive_loss
 from align_minimal.__main__ import main
+from align_minimal.commands.flags import parse
 from align_minimal.training import command, loop, run_folder
 from align_minimal.training.build import new_model
 from align_minimal.training.dataset import Pairs
@@ -498,6 +499,8 @@ def test_help_explains_every_flag(capsys):
     assert status.value.code == 0 and err == ""
     for flag in ("--chunk", "--tile", "--resume", "--init", "--vocab", "--precision", "--eval", "--filter"):
         assert f"\n  {flag}" in out
+    _, parser = parse(["train", "data", "--out", "run"])
+    assert [a.dest for a in parser._actions if len((a.help or "").split()) < 2] == []
 
 
 def test_the_padding_token_is_the_vocabulary_s_own(tmp_path):

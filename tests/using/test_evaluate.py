@@ -34,11 +34,11 @@ def checkpoint(tmp_path_factory):
 
 @pytest.fixture
 def data(tmp_path):
-    """12 images; of the first, three texts, two of them on lines of their own."""
+    """12 images; of some, several texts: of the fourth three, two of them on lines of their own."""
     folder = write_pairs(tmp_path / "data", TEXTS[:12])
     rows = [{"file_name": f"{i}.png", "text": TEXTS[i]} for i in range(12)]
-    rows[1]["text"] = [TEXTS[1], "green bar"]
-    rows += [{"file_name": "0.png", "text": text} for text in ("white cyan", "a bar", TEXTS[0])]
+    rows[11]["text"] = [TEXTS[11], "green bar"]
+    rows += [{"file_name": "3.png", "text": text} for text in ("white cyan", "a bar", TEXTS[3])]
     write_metadata(folder, rows)
     return folder
 

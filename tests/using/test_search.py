@@ -337,9 +337,9 @@ def test_an_indexing_that_was_killed_or_interrupted_goes_on_where_it_was(checkpo
     argv = [sys.executable, "-c", SLOW, "search", folder, "a dog", "--model", checkpoint, "--index"]
     pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
     pipes["env"] = {**os.environ, "OMP_NUM_THREADS": "1"}
-    started = {number: subprocess.Popen([*argv, index], **pipes) for number, index in signals.items()}
-    said = {}
-    for number, process in started.items():
+    started, said = {}, {}
+    for number, index in signals.items():
+        process = started[number] = subprocess.Popen([*argv, index], **pipes)
         while not (signals[number] / "embeddings.safetensors").exists() and process.poll() is None:
             time.sleep(0.01)
         process.send_signal(number)

@@ -17,6 +17,7 @@ from tests.reference.parity import (
     assert_gradients_close,
     flatten,
     gradients,
+    relative_error,
     transformers,
 )
 
@@ -130,6 +131,21 @@ def test_text_features_are_the_projected_cls_and_not_the_pooler(file):
     model, ids = build(file), torch.tensor([[2, 5, 3]])
     hidden = model.text_model(ids).last_hidden_state
     assert torch.equal(model.get_text_features(ids), model.text_projection(hidden[:, 0]))
+
+
+@pytest.mark.parametrize("name", ["token_type_ids", "position_ids"])
+def test_every_kind_of_text_input_reaches_the_text_tower(file, name):
+    model, inputs = build(file), file.part("pairs/input")
+    ids = inputs["input_ids"]
+    other = {
+        name: torch.arange(ids.shape[1]).flip(0).expand_as(ids) % (2 if name == "token_type_ids" else 64)
+    }
+    expected = model.project_text(model.text_model(ids, inputs["attention_mask"], **other))
+    usual = model.get_text_features(ids, inputs["attention_mask"])
+    assert relative_error(usual, expected) > 1e-3
+    assert torch.equal(model.get_text_features(ids, inputs["attention_mask"], **other), expected)
+    embeds = model(**{**inputs, **other}).text_embeds
+    assert torch.equal(embeds, expected / expected.norm(dim=-1, keepdim=True))
 
 
 def test_text_features_take_embeddings_in_place_of_ids(file):

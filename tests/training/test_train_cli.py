@@ -104,6 +104,28 @@ def test_bad_usage_is_status_2_in_one_line(capsys, folder, tmp_path, more, says)
     assert not (tmp_path / "out").exists()
 
 
+def test_the_flags_of_a_step_reach_the_parts_that_they_are_for(folder, tmp_path, monkeypatch):
+    """None of these values is a default."""
+    seen = {}
+
+    def watch(name: str) -> None:
+        real = getattr(loop, name)
+
+        def spy(*given, **named):
+            seen[name] = given, named
+            return real(*given, **named)
+
+        monkeypatch.setattr(loop, name, spy)
+
+    for name in ("contrastive_loss", "split", "Prepare"):
+        watch(name)
+    more = "--tile 3 --chunk 4 --flip --augment drawings --label-smoothing 0.2"
+    assert main(arguments(folder, tmp_path / "out", *more.split())) == 0
+    assert seen["contrastive_loss"][0][3:5] == (0.2, 3)
+    assert seen["split"][0][1] == 4
+    assert seen["Prepare"][1]["augmentation"] == "drawings" and seen["Prepare"][1]["flip"] is True
+
+
 def test_out_and_data_must_be_given_and_init_brings_its_vocabulary(capsys, folder, tmp_path):
     refused(capsys, "train", folder / "data", status=2, says=["--out"])
     refused(capsys, "train", "--out", tmp_path / "out", status=2, says=["DATA"])

@@ -5,6 +5,7 @@ import io
 import json
 import os
 import pickle
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -53,6 +54,26 @@ def run(capsys, *argv) -> tuple[int, str, str]:
         status = error.code
     out, err = capsys.readouterr()
     return status, out, err
+
+
+@pytest.mark.parametrize("command", ["classify", "evaluate --zero-shot", "search"])
+def test_commands_compute_with_the_fast_towers(capsys, checkpoint, pictures, monkeypatch, command):
+    served, for_inference = [], AlignModel.for_inference
+    monkeypatch.setattr(AlignModel, "for_inference", lambda m, *a: served.append(m) or for_inference(m, *a))
+    (pictures.parent / "labels.txt").write_text("apple\ndog\n")
+    for name in ("apple", "dog"):
+        shutil.copytree(pictures, pictures.parent / "sorted" / name)
+    argv = {
+        "classify": ["classify", pictures, "--labels", *LABELS],
+        "search": ["search", pictures, "a dog"],
+        "evaluate --zero-shot": [
+            "evaluate",
+            pictures.parent / "sorted",
+            "--zero-shot",
+            pictures.parent / "labels.txt",
+        ],
+    }[command]
+    assert run(capsys, *argv, "--model", checkpoint)[0] in (0, None) and len(served) == 1
 
 
 def refused(capsys, *argv, status: int, says: list[str]) -> None:

@@ -80,7 +80,7 @@ ASK = """
     import sys, time
     import huggingface_hub
     from hub import find_file
-    start = time.time()
+    start = time.time()  # to try again and again would take over 20 s
     try:
         print(find_file("{name}", {files}).read_bytes()[:9])
     except FileNotFoundError as error:

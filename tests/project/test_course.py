@@ -158,9 +158,8 @@ def worst_fault(found, limit):
     return worst if found[worst] > limit else None
 
 
-def first_merge_in_the_order_given(
-    words,
-):  # of words that occur as often, the first, not the first by alphabet
+def first_merge_in_the_order_given(words):
+    """Of words that occur as often, that of the first one, not of the first by alphabet."""
     word = next(iter(words))
     return word[:2] if len(words) == 2 else "?"
 
@@ -177,10 +176,7 @@ def same_in_the_stem_alone(model):
 
 
 SECRET = secret_options()
-TWICE = [
-    SECRET,
-    {name: value for name, value in SECRET.items() if name != "include_top"},
-]  # False unless given
+TWICE = [SECRET, {name: value for name, value in SECRET.items() if name != "include_top"}]  # True by default
 WRONG = [
     ("00.1", 0.5 / 32, "divides"),  # the shipped checkpoint has σ = 1/32
     ("00.2", 16_384, "no negative"),

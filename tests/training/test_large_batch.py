@@ -61,8 +61,8 @@ def test_tiled_float32_is_no_further_from_float64_than_the_plain_loss(sigma):
             ours = loss_and_gradients(texts, images, temperature, **options)
             pairwise = zip(ours, exact, strict=True)
             errors[name] += torch.tensor([relative_error(o, e) for o, e in pairwise]) / 5
-    # What is left of a scalar is its last bit's rounding: a bit more is no worse.
-    assert (errors["tiled"] <= errors["plain"] + torch.tensor([6e-8, 0, 0, 6e-8])).all(), errors
+    # What is left of a scalar is its last bit's rounding: half a bit more is no worse.
+    assert (errors["tiled"] <= errors["plain"] + torch.tensor([3e-8, 0, 0, 3e-8])).all(), errors
 
 
 def test_no_block_of_logits_is_larger_than_tile_by_tile():

@@ -97,6 +97,13 @@ def test_pixels_are_scale_s_bit_for_bit_in_every_layout(flags, dtype):
         assert pixels.is_contiguous() and np.array_equal(pixels[0], expected.transpose(order))
 
 
+def test_the_offset_is_1_whatever_the_mean():
+    options = dict(rescale_factor=1 / 127.5, rescale_offset=True, image_mean=0.25, image_std=0.5)
+    processor = EfficientNetImageProcessor(do_resize=False, do_normalize=True, include_top=False, **options)
+    pixels = processor(np.array([[[0] * 3, [255] * 3]], np.uint8), return_tensors="np").pixel_values
+    assert np.allclose(pixels[0, :, 0], [(-1 - 0.25) / 0.5, (1 - 0.25) / 0.5])  # 0 → −1, 255 → 1
+
+
 @pytest.fixture
 def two_threads():
     before = torch.get_num_threads()

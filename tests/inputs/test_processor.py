@@ -81,6 +81,12 @@ def test_texts_too_long_are_cut_with_one_warning_that_counts_them(processor):
     assert batch.input_ids.shape == (3, 64) and batch.input_ids[0, -1] == 3  # [SEP] is kept
 
 
+def test_without_a_max_length_the_warning_names_the_tokenizer_s_own(processor):
+    short = AlignProcessor(processor.image_processor, BertTokenizer(VOCABULARY, model_max_length=5))
+    with pytest.warns(UserWarning, match="1 of 1 texts had more than 5 tokens"):
+        assert len(short("cat cat cat cat", max_length=None).input_ids) == 5
+
+
 @pytest.mark.parametrize("padding", ["max_length", True, False])
 @pytest.mark.parametrize("tensors", [None, "pt"])
 def test_a_text_is_cut_whatever_the_padding_and_one_that_just_fits_is_not(processor, padding, tensors):

@@ -406,7 +406,7 @@ def use_same(function: Callable[[AlignVisionModel], AlignVisionModel]) -> str:
         if not torch.allclose(stem, layer.activation(layer.bn(layer.conv(padded))), rtol=1e-4, atol=1e-4):
             return f"at {side} pixels the sides are right, the zeros are not: where does the odd one go?"
         sides = [side]
-        for layer in changed.modules():
+        for layer in plain.modules():
             if isinstance(layer, ConvNorm) and layer.conv.stride == (2, 2):
                 sides.append(math.ceil(sides[-1] / 2))
         if (last := blocks[-1].shape[-1]) != sides[-1]:

@@ -1,6 +1,5 @@
 """One thread: the layers here are tiny, and threads only wait for each other. And --layer (layers.py)."""
 
-import os
 import signal
 
 import pytest
@@ -14,7 +13,6 @@ settings.load_profile("any machine")
 # What a script starts in the background ignores SIGINT, which some tests send.
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
     signal.signal(signal.SIGINT, signal.default_int_handler)
-os.environ.pop("TQDM_DISABLE", None)  # some tests look at the bars
 REPLACED = pytest.StashKey[list]()
 
 

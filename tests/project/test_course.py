@@ -232,6 +232,10 @@ def test_a_wrong_answer_is_told_what_may_be_wrong_with_it(exercise, answer, told
     assert out.startswith(f"{exercise}: ✗ ") and told in out, out
 
 
+def test_an_answer_may_be_written_as_a_sentence():
+    assert check("08.1", "b and c") and check("08.1", "bc")
+
+
 def test_every_judge_has_seen_a_wrong_answer_and_every_exercise_has_a_judge():
     asked = {name for path in NOTEBOOKS for name in re.findall(r'check\("(\d\d\.\d)"', codes(path))}
     assert set(JUDGES) == asked == {exercise for exercise, _, _ in WRONG}

@@ -353,6 +353,9 @@ def test_pairs_that_fill_no_batch_are_the_first_of_the_next_epoch(folder):
     assert [len(batch) for batch, _ in drawn] == [6] * 8
     assert set(Counter(p.name for batch, _ in drawn for p in batch).values()) == {3}
     assert all(len({p.name for p in batch}) == 6 for batch, _ in drawn)
+    pairs = Pairs([])  # four of one concept and two others: two batches; of the two left over one stays
+    pairs.pairs = [Pair(f"{i}", Path(f"{i}"), ("x",), "one" if i < 4 else None) for i in range(6)]
+    assert {len(at.carry) for _, at in itertools.islice(batches(pairs, 2, 0), 12)} == {0, 1}
 
 
 def test_a_concept_too_frequent_for_full_batches_does_not_pile_up(tmp_path):

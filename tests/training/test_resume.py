@@ -517,7 +517,7 @@ def test_other_models_resume_to_the_same_bits(folder, tmp_path, monkeypatch, mad
     argv[argv.index(str(whole))] = str(out)
     assert main([*argv, "--resume"]) == 0
     assert [row["step"] for row in metrics(out)] == [1, 2, 3, 4] and same_bits(out, whole)
-    assert not any(address % 64 for address in addresses)  # as PyTorch allots them; a file's pages differ
+    assert addresses and not any(address % 64 for address in addresses)  # not a file's pages
 
 
 def test_what_was_measured_at_the_last_step_is_measured_once(folder, begun, tmp_path, monkeypatch):

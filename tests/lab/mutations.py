@@ -30,6 +30,7 @@ PART = "model/test_efficientnet.py::test_part_equals_hugging_face_in_values_and_
 TOWER = "model/test_vision_tower.py::test_tower_equals_hugging_face_in_values_and_gradients"
 GOLDEN_TEXTS = "inputs/test_tokenizer.py::test_tokens_ids_and_decoded_text_equal_the_reference_s"
 TWO_PROCESSES = "training/test_distributed_loss.py::test_two_processes_have_the_loss_and_gradients_of_one"
+BLOCK_IN_C = "using/test_fused.py::test_a_block_is_mbconv"
 GOLDEN_PIXELS = "inputs/test_image_processor.py::test_pixels_equal_the_reference_s_bit_for_bit"
 
 INPUTS = [
@@ -783,6 +784,54 @@ TRAINING = [
         "TensorFlow pads less before than after: the zeros that make up for it come first in the kernel",
         old="F.pad(conv.weight, (1, 0, 1, 0))",
         new="F.pad(conv.weight, (0, 1, 0, 1))",
+    ),
+    mutation(
+        "gate-forgotten-in-c",
+        "using/fused.c",
+        BLOCK_IN_C,
+        "squeeze-excite's gate is multiplied into the projection's weights",
+        old="times(load(b->project + (slice * inputs + k) * S), gates[k])",
+        new="load(b->project + (slice * inputs + k) * S)",
+    ),
+    mutation(
+        "gate-of-the-first-image-in-c",
+        "using/fused.c",
+        BLOCK_IN_C,
+        "each image has gates of its own",
+        old="const float *gates = run->means + image * inputs;",
+        new="const float *gates = run->means;",
+    ),
+    mutation(
+        "residual-forgotten-in-c",
+        "using/fused.c",
+        BLOCK_IN_C,
+        "a block that keeps stride and width adds its input",
+        old="b->residual ? add(sums[row], load(x + at)) : sums[row]",
+        new="sums[row]",
+    ),
+    mutation(
+        "mean-over-the-input-s-pixels",
+        "using/fused.c",
+        BLOCK_IN_C,
+        "squeeze-excite's mean is over the pixels after the depthwise convolution, fewer at stride 2",
+        old="times(sum, 1.f / pixels)",
+        new="times(sum, 1.f / (b->h * b->w))",
+    ),
+    mutation(
+        "exponent-without-a-limit",
+        "using/fused.c",
+        "using/test_fused.py::test_silu_far_from_zero",
+        "2^n with n beyond ±126 is no normal number: its bits are not n added to the exponent",
+        old="t = choose(t > limit, limit, t);",
+        new="",
+    ),
+    mutation(
+        "padding-of-a-stride-on-the-wrong-side-in-c",
+        "using/fused.py",
+        BLOCK_IN_C,
+        "TensorFlow pads less before than after",
+        old="before, after, *_ = block.depthwise.pad_first",
+        new="after, before, *_ = block.depthwise.pad_first",
     ),
     mutation(
         "last-token-cut",

@@ -91,7 +91,7 @@ class Watch:
 
 def copy(root: Path, to: Path) -> Path:
     """A copy of the project's package and notebooks; the rest, which nothing changes, is linked."""
-    skip = shutil.ignore_patterns("__pycache__", "exercises")
+    skip = shutil.ignore_patterns("*.pyc", "exercises")
     for name in ("align_minimal", "notebooks"):
         shutil.copytree(root / name, to / name, ignore=skip)
     for name in ("weights", "tests"):

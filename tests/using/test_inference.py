@@ -10,7 +10,7 @@ from align_minimal import AlignConfig, AlignModel, AlignProcessor, AlignVisionMo
 from align_minimal.efficientnet import ConvNorm
 from align_minimal.support.hub import weights_folder
 from align_minimal.support.image_files import load_image
-from align_minimal.using import inference
+from align_minimal.using import fused, inference
 from align_minimal.using.inference import ServedVisionModel, fold_batch_norm
 from tests.reference.parity import assert_alive, assert_close, healthy, relative_error
 
@@ -37,6 +37,20 @@ def as_of_a_large_model(monkeypatch):
     monkeypatch.setattr(inference, "SMALL", 0)  # no gate is multiplied into weights
 
 
+@pytest.fixture
+def by_operators(monkeypatch):
+    """As without a C compiler."""
+    monkeypatch.setattr(inference, "can_be_fused", lambda tower, dtype: False)
+
+
+@pytest.fixture(params=["in C", "by operators"])
+def either_way(request):
+    if request.param == "by operators":
+        request.getfixturevalue("by_operators")
+    elif fused.library() is None:
+        pytest.skip("needs a C compiler")
+
+
 @pytest.fixture(scope="module")
 def batch() -> dict:
     """19 texts of 1 to 12 tokens, more than two groups, in no order; 5 images, an odd number."""
@@ -54,6 +68,7 @@ def text(batch: dict) -> dict:
     return {name: batch[name] for name in ("input_ids", "attention_mask")}
 
 
+@pytest.mark.usefixtures("either_way")
 @torch.no_grad()
 def test_features_logits_and_embeddings_are_the_model_s(model, batch):
     fast = model.for_inference()
@@ -121,6 +136,7 @@ def test_every_kind_of_position_and_all_other_inputs_too(batch, kind):
     assert_close(fast.get_text_features(**inputs), model.get_text_features(**inputs), 1e-5)
 
 
+@pytest.mark.usefixtures("either_way")
 @torch.no_grad()
 def test_hidden_states_and_attentions_come_where_asked_for(model, batch):
     options = {"output_hidden_states": True, "output_attentions": True}
@@ -133,6 +149,7 @@ def test_hidden_states_and_attentions_come_where_asked_for(model, batch):
     assert isinstance(plain, tuple) and len(plain) == 6
 
 
+@pytest.mark.usefixtures("either_way")
 @torch.no_grad()
 @pytest.mark.parametrize(
     ("cache", "group", "parts"),
@@ -142,13 +159,16 @@ def test_however_many_go_through_at_a_time(model, batch, monkeypatch, cache, gro
     for name, value in (("CACHE", cache), ("GROUP", group)):
         monkeypatch.setattr(inference, name, value)
     fast, seen = model.for_inference(), []
-    fast.vision_model.tower.blocks[2].register_forward_pre_hook(lambda _, inputs: seen.append(len(inputs[0])))
+    block = fast.vision_model.tower.blocks[2]
+    stage = next(stage for stage in fast.vision_model.stages if block in list(stage))
+    stage.register_forward_pre_hook(lambda _, inputs: seen.append(len(inputs[0])))
     found, expected = fast(**batch), model(**batch)
     assert seen == parts
     for name in ("text_embeds", "image_embeds"):
         assert_close(found[name], expected[name], 1e-5, name)
 
 
+@pytest.mark.usefixtures("by_operators")
 @torch.no_grad()
 def test_without_packed_weights_the_numbers_are_the_same(model, batch, monkeypatch):
     if torch.backends.mkldnn.is_available():
@@ -163,6 +183,7 @@ def test_without_packed_weights_the_numbers_are_the_same(model, batch, monkeypat
     assert_close(half(**batch).image_embeds, model(**batch).image_embeds, 2e-2)
 
 
+@pytest.mark.usefixtures("by_operators")
 @torch.no_grad()
 @pytest.mark.skipif(not torch.backends.mkldnn.is_available(), reason="needs oneDNN")
 def test_the_gate_may_be_multiplied_into_the_weights(model, batch, monkeypatch):
@@ -188,6 +209,7 @@ def test_folding_is_exact_to_float64(batch):
     assert_close(vision(pixels).pooler_output, expected, 1e-13)
 
 
+@pytest.mark.usefixtures("either_way")
 @torch.no_grad()
 @pytest.mark.parametrize("act", ["gelu", "selu", "relu", torch.nn.functional.silu, torch.nn.Mish()])
 def test_other_activations_and_b0_s_kernels_are_served_too(act):
@@ -231,6 +253,7 @@ def test_bfloat16_on_the_shipped_weights_is_off_by_a_hundredth_and_no_answer_cha
     assert torch.equal(found.logits_per_image.argmax(1), expected.logits_per_image.argmax(1))
 
 
+@pytest.mark.usefixtures("either_way")
 def test_the_model_stays_as_it_was_and_can_go_on_learning(batch):
     model = make_model().train()
     before = copy.deepcopy(model.state_dict())
@@ -245,6 +268,7 @@ def test_the_model_stays_as_it_was_and_can_go_on_learning(batch):
     assert not served & {t.data_ptr() for t in model.state_dict().values()}
 
 
+@pytest.mark.usefixtures("either_way")
 @torch.no_grad()
 def test_it_can_be_copied(model, batch):
     fast = model.for_inference()
@@ -252,6 +276,7 @@ def test_it_can_be_copied(model, batch):
     assert torch.equal(copied.logits_per_text, fast(**batch).logits_per_text)
 
 
+@pytest.mark.usefixtures("either_way")
 def test_after_training_it_is_the_trained_model(batch):
     model = make_model().train()
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1)

@@ -1,0 +1,384 @@
+/* MBConv blocks of an EfficientNet, in C: what PyTorch's operators, called one by one, cannot do. See fused.py.
+
+   An operator writes its whole result into memory before the next one reads it, and the activations within a
+   block are six times as wide as its input. Here:
+
+   1. A thread takes a slice of S channels through the expansion and the depthwise convolution. Channels do not
+      meet before squeeze-excite, so what lies between the two is small and stays in the thread's own cache.
+   2. Bias, SiLU and residual are computed while the sums are still in registers.
+   3. Squeeze-excite's gate is multiplied into the projection's weights: W (g · x) = (W · diag(g)) x.
+   4. Threads wait for each other four times a block, rather than after each operator, and take the next piece
+      of work when they have finished one: on a busy machine, one that is held up delays the others less.
+
+   The order of numbers in memory, from the slowest index to the fastest:
+
+       input and output of a block       image, pixel, channel
+       activations within a block        slice, image, pixel, S channels
+       weights of a 1×1 convolution      slice of outputs, input, S outputs (the reduction: output, input)
+       weights of a depthwise one        slice, row, column, S channels
+
+   Where the channels are no multiple of S, the last slice has weights and biases of zero. */
+
+#include <math.h>
+#include <pthread.h>
+#include <sched.h>
+#include <stdatomic.h>
+#include <string.h>
+
+#ifndef LANES  // numbers in a register
+#if defined(__AVX512F__)
+#define LANES 16
+#elif defined(__AVX__)
+#define LANES 8
+#else
+#define LANES 4
+#endif
+#endif
+#define S (2 * LANES)
+
+enum {
+    ROWS = LANES == 16 ? 12 : 6,  // pixels of a tile: two registers each, and some are left for weights
+    PIXELS = 4,                   // the same, of the depthwise convolution
+    CHUNK = 96,                   // pixels that a thread projects at a time
+    SPINS = 2000,                 // looks for the others, after which a thread that waits lets other programs run
+};
+
+typedef float vec __attribute__((vector_size(4 * LANES), aligned(4), may_alias));
+typedef int ivec __attribute__((vector_size(4 * LANES), aligned(4), may_alias));
+typedef struct { vec a, b; } pair;  // S numbers
+
+typedef struct {  // as Block in fused.py
+    int c_in, c, squeezed, c_out, kernel, stride, before, residual;
+    int h, w, h_out, w_out;
+    const float *expand, *expand_bias, *depthwise, *depthwise_bias;
+    const float *reduce, *reduce_bias, *gate, *gate_bias, *project, *project_bias;
+} Block;
+
+typedef struct {
+    const Block *blocks;
+    int count, images;
+    const float *x;
+    float *y, *between[2], *hidden, *means, *reduced, *own;  // own: one part a thread
+    long own_size;
+    atomic_int threads, ids, next, waiting, round;
+} Run;
+
+static long slices(int channels) { return (channels + S - 1) / S; }
+static long most(long a, long b) { return a > b ? a : b; }
+static int least(int a, int b) { return a < b ? a : b; }
+
+// A slice of an image with the padding around it
+static int padded_width(const Block *b) {
+    return most(b->before + b->w, (b->w_out - 1) * b->stride + b->kernel);
+}
+static long padded_size(const Block *b) {
+    return most(b->before + b->h, (b->h_out - 1) * b->stride + b->kernel) * padded_width(b) * S;
+}
+
+// ---- Threads
+
+// PyTorch's own threads, where they are GNU OpenMP's: between two operators they look for work for a while, and
+// threads of ours would have to share the processor with them.
+#ifdef __linux__
+void GOMP_parallel(void (*function)(void *), void *argument, unsigned threads, unsigned flags) __attribute__((weak));
+int omp_get_num_threads(void) __attribute__((weak));
+#else
+static void (*const GOMP_parallel)(void (*)(void *), void *, unsigned, unsigned) = NULL;
+static int (*const omp_get_num_threads)(void) = NULL;
+#endif
+
+// Wait until all threads are here. Then the pieces of the next step are counted from 0.
+static void meet(Run *run) {
+    int round = run->round;
+    if (++run->waiting == run->threads) {
+        run->waiting = run->next = 0;
+        run->round++;
+    } else
+        for (int i = 0; run->round == round; i++)
+            if (i > SPINS) sched_yield();
+}
+
+#define FOR_EACH_PIECE(i, count) for (long i; (i = run->next++) < (count);)
+
+// ---- Arithmetic
+
+#define INLINE static inline __attribute__((always_inline))  // so that the number of rows is a constant
+
+INLINE pair load(const float *at) { return (pair){*(const vec *)at, *(const vec *)(at + LANES)}; }
+INLINE void store(float *at, pair x) { *(vec *)at = x.a, *(vec *)(at + LANES) = x.b; }
+INLINE pair add(pair x, pair y) { return (pair){x.a + y.a, x.b + y.b}; }
+INLINE pair times(pair x, float y) { return (pair){x.a * y, x.b * y}; }
+INLINE vec choose(ivec where, vec a, vec b) { return (vec)((where & (ivec)a) | (~where & (ivec)b)); }
+
+// x / (1 + exp(-x)). exp(-x) = 2^t = 2^n · exp(f ln 2), with an integer n, |f| ≤ ½, and exp by its Taylor series.
+INLINE vec silu_of(vec x) {
+    const vec limit = (vec){0} + 126;  // beyond it, 2^t is no normal number
+    const float magic = 3 << 22;       // adding it rounds to an integer, which the lowest bits then hold
+    vec t = x * -1.44269504f;
+    t = choose(t > limit, limit, t);
+    t = choose(t < -limit, -limit, t);
+    vec n = t + magic, f = (t - (n - magic)) * 0.69314718f;
+    vec e = f * (1.f / 720) + 1.f / 120;
+    e = e * f + 1.f / 24;
+    e = e * f + 1.f / 6;
+    e = e * f + 0.5f;
+    e = e * f + 1;
+    e = e * f + 1;
+    return x / (1 + (vec)((ivec)e + ((ivec)n << 23)));  // n is added to the exponent
+}
+
+INLINE pair silu(pair x) { return (pair){silu_of(x.a), silu_of(x.b)}; }
+
+// sums[row] += x[row] · weights, for `rows` rows of x that are `stride` apart and `inputs` long
+INLINE void multiply(int rows, pair *sums, const float *x, long stride, long inputs, const float *weights) {
+    for (long k = 0; k < inputs; k++, weights += S) {
+        pair w = load(weights);
+#pragma GCC unroll 16
+        for (int row = 0; row < rows; row++) {
+            float in = x[row * stride + k];
+            sums[row].a += in * w.a;
+            sums[row].b += in * w.b;
+        }
+    }
+}
+
+// ---- The steps of a block
+
+// A slice of the expansion, for `rows` pixels: x (pixel, c_in) → to[places[pixel]]
+INLINE void expand(int rows, const Block *b, long slice, const float *x, const int *places, float *to) {
+    pair sums[ROWS];
+#pragma GCC unroll 16
+    for (int row = 0; row < rows; row++) sums[row] = load(b->expand_bias + slice * S);
+    multiply(rows, sums, x, b->c_in, b->c_in, b->expand + slice * b->c_in * S);
+#pragma GCC unroll 16
+    for (int row = 0; row < rows; row++) store(to + places[row], silu(sums[row]));
+}
+
+// Expand the pixels from `p` to `end`, or a few more. Returns the first that is not expanded yet.
+static int expand_until(int end, int p, const Block *b, long slice, const float *x, const int *places,
+                        float *to) {
+    int pixels = b->h * b->w;
+    for (; p < end && !b->expand; p++)  // a block of ratio 1
+        memcpy(to + places[p], x + (long)p * b->c_in + slice * S, sizeof(float) * least(S, b->c - slice * S));
+    for (; p < end && pixels < ROWS; p++) expand(1, b, slice, x + p * b->c_in, places + p, to);
+    for (; p < end; p += ROWS) {
+        int at = least(p, pixels - ROWS);  // the last tile computes some pixels again
+        expand(ROWS, b, slice, x + (long)at * b->c_in, places + at, to);
+    }
+    return p;
+}
+
+// `count` neighbouring pixels of the depthwise convolution. x: where the first window begins, in rows of `width`
+INLINE void convolve(int count, int kernel, int stride, const float *x, long width, const float *weights,
+                     pair bias, float *y) {
+    pair sums[PIXELS];
+#pragma GCC unroll 16
+    for (int p = 0; p < count; p++) sums[p] = bias;
+#pragma GCC unroll 1
+    for (int row = 0; row < kernel; row++)
+        for (int column = 0; column < kernel; column++, weights += S) {
+            pair w = load(weights);
+#pragma GCC unroll 16
+            for (int p = 0; p < count; p++) {
+                pair in = load(x + (row * width + column + p * stride) * S);
+                sums[p].a += in.a * w.a;
+                sums[p].b += in.b * w.b;
+            }
+        }
+#pragma GCC unroll 16
+    for (int p = 0; p < count; p++) store(y + p * S, silu(sums[p]));
+}
+
+INLINE void convolve_row(int kernel, int stride, const Block *b, long slice, const float *x, float *y) {
+    const float *weights = b->depthwise + slice * kernel * kernel * S;
+    pair bias = load(b->depthwise_bias + slice * S);
+    long width = padded_width(b);
+    int p = 0;
+    for (; p < b->w_out && b->w_out < PIXELS; p++)
+        convolve(1, kernel, stride, x + p * stride * S, width, weights, bias, y + p * S);
+    for (; p < b->w_out; p += PIXELS) {
+        int at = least(p, b->w_out - PIXELS);
+        convolve(PIXELS, kernel, stride, x + at * stride * S, width, weights, bias, y + at * S);
+    }
+}
+
+// Expand and convolve a slice of an image's channels, and take their means. A row is convolved as soon as the
+// rows that it needs are expanded.
+static void widen(const Run *run, const Block *b, const float *x, long piece, const int *places,
+                  float *padded) {
+    long image = piece % run->images, slice = piece / run->images, pixels = (long)b->h_out * b->w_out;
+    float *y = run->hidden + piece * pixels * S;
+    pair sum = {{0}, {0}};
+    x += image * b->h * b->w * b->c_in;
+    for (int row = 0, done = 0; row < b->h_out; row++, y += b->w_out * S) {
+        int needed = least(row * b->stride - b->before + b->kernel, b->h);
+        done = expand_until(needed * b->w, done, b, slice, x, places, padded);
+        const float *window = padded + (long)row * b->stride * padded_width(b) * S;
+        if (b->kernel == 3 && b->stride == 1)  // constants make better machine code
+            convolve_row(3, 1, b, slice, window, y);
+        else if (b->kernel == 5 && b->stride == 1)
+            convolve_row(5, 1, b, slice, window, y);
+        else
+            convolve_row(b->kernel, b->stride, b, slice, window, y);
+        for (int p = 0; p < b->w_out; p++) sum = add(sum, load(y + p * S));
+    }
+    store(run->means + (image * slices(b->c) + slice) * S, times(sum, 1.f / pixels));
+}
+
+// Squeeze-excite's first layer: one of the `squeezed` numbers of an image
+static void reduce(const Run *run, const Block *b, long piece) {
+    long image = piece % run->images, output = piece / run->images, inputs = slices(b->c) * S;
+    const float *means = run->means + image * inputs, *weights = b->reduce + output * inputs;
+    pair sums = {{0}, {0}};
+    for (long k = 0; k < inputs; k += S) {
+        pair in = load(means + k), w = load(weights + k);
+        sums.a += in.a * w.a;
+        sums.b += in.b * w.b;
+    }
+    float all[S], sum = b->reduce_bias[output];
+    store(all, sums);
+    for (int i = 0; i < S; i++) sum += all[i];
+    run->reduced[image * b->squeezed + output] = sum / (1 + expf(-sum));
+}
+
+// Its second layer: a slice of an image's gates, which take the place of the means
+static void excite(const Run *run, const Block *b, long piece) {
+    long image = piece % run->images, slice = piece / run->images;
+    pair sums = load(b->gate_bias + slice * S);
+    const float *reduced = run->reduced + image * b->squeezed, *weights = b->gate + slice * b->squeezed * S;
+    multiply(1, &sums, reduced, 0, b->squeezed, weights);
+    float *gates = run->means + (image * slices(b->c) + slice) * S;
+    store(gates, sums);
+    for (int i = 0; i < S; i++) gates[i] = 1 / (1 + expf(-gates[i]));
+}
+
+// A slice of the projection, for `rows` pixels: hidden, whose slices are `next` apart → y (pixel, c_out), plus x
+INLINE void project(int rows, const Block *b, long slice, const float *hidden, long next, const float *weights,
+                    const float *x, float *y) {
+    pair sums[ROWS];
+#pragma GCC unroll 16
+    for (int row = 0; row < rows; row++) sums[row] = load(b->project_bias + slice * S);
+    for (long k = 0; k < slices(b->c); k++, hidden += next) {
+        for (int row = 0; row < rows; row++) __builtin_prefetch(hidden + next + row * S);
+        multiply(rows, sums, hidden, S, S, weights + k * S * S);
+    }
+    int channels = least(S, b->c_out - slice * S);
+#pragma GCC unroll 16
+    for (int row = 0; row < rows; row++) {
+        long at = (long)row * b->c_out + slice * S;
+        if (channels == S)
+            store(y + at, b->residual ? add(sums[row], load(x + at)) : sums[row]);
+        else {
+            float all[S];
+            store(all, sums[row]);
+            for (int i = 0; i < channels; i++) y[at + i] = b->residual ? all[i] + x[at + i] : all[i];
+        }
+    }
+}
+
+// Gate and project. Where pixels are many, a piece is CHUNK of them and every output; else all of them and a slice
+// of the outputs.
+static int by_pixels(const Block *b) { return b->h_out * b->w_out > 10 * CHUNK; }
+static long parts(const Block *b) {
+    return by_pixels(b) ? (b->h_out * b->w_out + CHUNK - 1) / CHUNK : slices(b->c_out);
+}
+
+static void narrow(const Run *run, const Block *b, const float *x, float *y, long piece, float *gated) {
+    long image = piece % run->images, part = piece / run->images;
+    long pixels = (long)b->h_out * b->w_out, inputs = slices(b->c) * S;
+    long first = by_pixels(b) ? part * CHUNK : 0, last = by_pixels(b) ? least(first + CHUNK, pixels) : pixels;
+    long slice = by_pixels(b) ? 0 : part, end = by_pixels(b) ? slices(b->c_out) : part + 1;
+    const float *gates = run->means + image * inputs;
+    x += image * pixels * b->c_out, y += image * pixels * b->c_out;
+    for (; slice < end; slice++) {
+        for (long k = 0; k < inputs; k++)
+            store(gated + k * S, times(load(b->project + (slice * inputs + k) * S), gates[k]));
+        for (long p = first; p < last; p += pixels < ROWS ? 1 : ROWS) {
+            long at = pixels < ROWS ? p : least(p, pixels - ROWS), next = run->images * pixels * S;
+            const float *hidden = run->hidden + (image * pixels + at) * S;
+            if (pixels < ROWS)
+                project(1, b, slice, hidden, next, gated, x + at * b->c_out, y + at * b->c_out);
+            else
+                project(ROWS, b, slice, hidden, next, gated, x + at * b->c_out, y + at * b->c_out);
+        }
+    }
+}
+
+// ---- All blocks
+
+static void work(void *argument) {
+    Run *run = argument;
+    float *own = run->own + run->ids++ * run->own_size;
+    const float *x = run->x;
+    if (GOMP_parallel) run->threads = omp_get_num_threads();
+    while (!run->threads) sched_yield();  // until it is known how many there are
+    for (int i = 0; i < run->count; i++) {
+        const Block *b = run->blocks + i;
+        float *y = i == run->count - 1 ? run->y : run->between[i % 2];
+        int *places = (int *)(own + padded_size(b));
+        memset(own, 0, padded_size(b) * sizeof(float));
+        for (int row = 0, p = 0; row < b->h; row++)
+            for (int column = 0; column < b->w; column++, p++)
+                places[p] = ((row + b->before) * padded_width(b) + column + b->before) * S;
+        FOR_EACH_PIECE(piece, slices(b->c) * run->images) widen(run, b, x, piece, places, own);
+        meet(run);
+        FOR_EACH_PIECE(piece, (long)b->squeezed * run->images) reduce(run, b, piece);
+        meet(run);
+        FOR_EACH_PIECE(piece, slices(b->c) * run->images) excite(run, b, piece);
+        meet(run);
+        FOR_EACH_PIECE(piece, parts(b) * run->images) narrow(run, b, x, y, piece, own);
+        meet(run);
+        x = y;
+    }
+}
+
+static void *start(void *run) {
+    work(run);
+    return NULL;
+}
+
+// Divide `scratch` among what `run` needs. Returns how many numbers that is.
+static long divide(Run *run, float *scratch, int threads) {
+    long hidden = 0, channels = 0, squeezed = 0, between = 0, own = 0, size = 0;
+    for (const Block *b = run->blocks; b < run->blocks + run->count; b++) {
+        long pixels = (long)b->h_out * b->w_out;
+        hidden = most(hidden, pixels * slices(b->c) * S);
+        channels = most(channels, slices(b->c) * S);
+        squeezed = most(squeezed, b->squeezed);
+        between = most(between, pixels * b->c_out);
+        own = most(own, most(padded_size(b) + (long)b->h * b->w, slices(b->c) * S * S));
+    }
+    run->own_size = (own + 15) / 16 * 16;  // so that no two threads write into one line of the cache
+#define TAKE(pointer, count) pointer = scratch + size, size += ((count) + 15) / 16 * 16
+    TAKE(run->hidden, hidden * run->images);
+    TAKE(run->means, channels * run->images);
+    TAKE(run->reduced, squeezed * run->images);
+    TAKE(run->between[0], between * run->images);
+    TAKE(run->between[1], between * run->images);
+    TAKE(run->own, run->own_size * threads);
+    return size;
+}
+
+long slice_size(void) { return S; }
+
+long scratch_size(const Block *blocks, int count, int images, int threads) {
+    Run run = {.blocks = blocks, .count = count, .images = images};
+    return divide(&run, NULL, threads);
+}
+
+// x (images, h, w, c_in) of the first block → y (images, h_out, w_out, c_out) of the last
+void run_blocks(const Block *blocks, int count, int images, int threads, const float *x, float *y,
+                float *scratch) {
+    Run run = {.blocks = blocks, .count = count, .images = images, .x = x, .y = y};
+    divide(&run, scratch, threads);
+    if (GOMP_parallel) {
+        GOMP_parallel(work, &run, threads, 0);
+        return;
+    }
+    pthread_t others[threads];
+    int started = 0;
+    while (started < threads - 1 && !pthread_create(others + started, NULL, start, &run)) started++;
+    run.threads = started + 1;
+    work(&run);
+    while (started) pthread_join(others[--started], NULL);
+}

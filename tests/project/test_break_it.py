@@ -25,7 +25,8 @@ def test_there_are_at_least_25_mistakes_each_with_a_name_of_its_own_and_a_hint()
 def test_a_mistake_stands_in_one_place_and_leaves_the_file_python(mutation):
     source, mutated = mutate(mutation, ROOT / "align_minimal")
     assert source != mutated
-    assert ast.dump(ast.parse(source)) != ast.dump(ast.parse(mutated))
+    if mutation.file.endswith(".py"):
+        assert ast.dump(ast.parse(source)) != ast.dump(ast.parse(mutated))
 
 
 def test_every_test_named_exists():

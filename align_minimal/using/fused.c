@@ -1,4 +1,5 @@
-/* MBConv blocks of an EfficientNet, in C: what PyTorch's operators, called one by one, cannot do. See fused.py.
+/* MBConv blocks of an EfficientNet, in C: what PyTorch's operators, called one by one, cannot do (see fused.py).
+   In float32, or in bfloat16 where BFLOAT16 is defined.
 
    An operator writes its whole result into memory before the next one reads it, and the activations within a
    block are six times as wide as its input. Here:
@@ -15,6 +16,7 @@
        input and output of a block       image, pixel, channel
        activations within a block        slice, image, pixel, S channels
        weights of a 1×1 convolution      slice of outputs, input, S outputs (the reduction: output, input)
+           in bfloat16                   slice of outputs, two inputs, S outputs, one of the two inputs
        weights of a depthwise one        slice, row, column, S channels
 
    Where the channels are no multiple of S, the last slice has weights and biases of zero. */
@@ -24,6 +26,9 @@
 #include <sched.h>
 #include <stdatomic.h>
 #include <string.h>
+#ifdef __AVX512BF16__
+#include <immintrin.h>
+#endif
 
 #ifndef LANES  // numbers in a register
 #if defined(__AVX512F__)
@@ -40,25 +45,35 @@ enum {
     ROWS = LANES == 16 ? 12 : 6,  // pixels of a tile: two registers each, and some are left for weights
     PIXELS = 4,                   // the same, of the depthwise convolution
     CHUNK = 96,                   // pixels that a thread projects at a time
-    SPINS = 2000,                 // looks for the others, after which a thread that waits lets other programs run
+    SPINS = 2000,                 // looks for the others, before a thread that waits lets other programs run
 };
 
 typedef float vec __attribute__((vector_size(4 * LANES), aligned(4), may_alias));
 typedef int ivec __attribute__((vector_size(4 * LANES), aligned(4), may_alias));
 typedef struct { vec a, b; } pair;  // S numbers
 
+// What activations and the weights of 1×1 convolutions are stored as. Small weights and all sums are float32.
+#ifdef BFLOAT16
+typedef unsigned short number;  // the upper half of a float32
+typedef number numbers __attribute__((vector_size(2 * LANES), aligned(2), may_alias));
+#else
+typedef float number;
+#endif
+
 typedef struct {  // as Block in fused.py
     int c_in, c, squeezed, c_out, kernel, stride, before, residual;
     int h, w, h_out, w_out;
-    const float *expand, *expand_bias, *depthwise, *depthwise_bias;
-    const float *reduce, *reduce_bias, *gate, *gate_bias, *project, *project_bias;
+    const number *expand, *project;
+    const float *expand_bias, *depthwise, *depthwise_bias;
+    const float *reduce, *reduce_bias, *gate, *gate_bias, *project_bias;
 } Block;
 
 typedef struct {
     const Block *blocks;
     int count, images;
-    const float *x;
-    float *y, *between[2], *hidden, *means, *reduced, *own;  // own: one part a thread
+    const number *x;
+    number *y, *between[2], *hidden;
+    float *means, *reduced, *own;  // own: one part a thread
     long own_size;
     atomic_int threads, ids, next, waiting, round;
 } Run;
@@ -80,7 +95,7 @@ static long padded_size(const Block *b) {
 // PyTorch's own threads, where they are GNU OpenMP's: between two operators they look for work for a while, and
 // threads of ours would have to share the processor with them.
 #ifdef __linux__
-void GOMP_parallel(void (*function)(void *), void *argument, unsigned threads, unsigned flags) __attribute__((weak));
+void GOMP_parallel(void (*)(void *), void *, unsigned threads, unsigned flags) __attribute__((weak));
 int omp_get_num_threads(void) __attribute__((weak));
 #else
 static void (*const GOMP_parallel)(void (*)(void *), void *, unsigned, unsigned) = NULL;
@@ -110,7 +125,7 @@ INLINE pair add(pair x, pair y) { return (pair){x.a + y.a, x.b + y.b}; }
 INLINE pair times(pair x, float y) { return (pair){x.a * y, x.b * y}; }
 INLINE vec choose(ivec where, vec a, vec b) { return (vec)((where & (ivec)a) | (~where & (ivec)b)); }
 
-// x / (1 + exp(-x)). exp(-x) = 2^t = 2^n · exp(f ln 2), with an integer n, |f| ≤ ½, and exp by its Taylor series.
+// x / (1 + exp(-x)). exp(-x) = 2^t = 2^n · exp(f ln 2), n an integer, |f| ≤ ½, exp by its Taylor series.
 INLINE vec silu_of(vec x) {
     const vec limit = (vec){0} + 126;  // beyond it, 2^t is no normal number
     const float magic = 3 << 22;       // adding it rounds to an integer, which the lowest bits then hold
@@ -142,24 +157,88 @@ INLINE void multiply(int rows, pair *sums, const float *x, long stride, long inp
     }
 }
 
+#ifdef BFLOAT16
+#define UPPER ((ivec){0} - 65536)  // the bits of the upper half
+
+INLINE vec lower_half(ivec x) { return (vec)(x << 16); }
+INLINE vec upper_half(ivec x) { return (vec)(x & UPPER); }
+// Rounded to a bfloat16, which is in the upper half
+INLINE ivec rounded(vec x) { return (ivec)x + 0x7fff + (((ivec)x >> 16) & 1); }  // ties to even
+INLINE vec get_vec(const number *at) { return lower_half(__builtin_convertvector(*(const numbers *)at, ivec)); }
+INLINE void put_vec(number *at, vec x) { *(numbers *)at = __builtin_convertvector(rounded(x) >> 16, numbers); }
+
+INLINE pair get(const number *at) { return (pair){get_vec(at), get_vec(at + LANES)}; }
+INLINE void put(number *at, pair x) { put_vec(at, x.a), put_vec(at + LANES, x.b); }
+INLINE float get_one(const number *at) { return lower_half((ivec){0} + *at)[0]; }
+INLINE void put_one(number *at, float x) { *at = rounded((vec){0} + x)[0] >> 16; }
+
+// sum + x · w in each lane, both of them two numbers
+INLINE vec dot(vec sum, ivec x, ivec w) {
+#ifdef __AVX512BF16__
+    return (vec)_mm512_dpbf16_ps((__m512)sum, (__m512bh)x, (__m512bh)w);
+#else
+    return sum + lower_half(x) * lower_half(w) + upper_half(x) * upper_half(w);
+#endif
+}
+
+INLINE void multiply_numbers(int rows, pair *sums, const number *x, long stride, long inputs,
+                             const number *weights) {
+    for (long k = 0; k < inputs; k += 2, weights += 2 * S) {
+        ivec a = *(const ivec *)weights, b = *(const ivec *)(weights + S);
+#pragma GCC unroll 16
+        for (int row = 0; row < rows; row++) {
+            int two;
+            memcpy(&two, x + row * stride + k, sizeof(two));
+            sums[row].a = dot(sums[row].a, (ivec){0} + two, a);
+            sums[row].b = dot(sums[row].b, (ivec){0} + two, b);
+        }
+    }
+}
+
+INLINE void multiply_by_gates(number *to, const number *weights, const float *gates, long inputs) {
+    for (long k = 0; k < inputs; k += 2)
+        for (long at = k * S; at < (k + 2) * S; at += S) {
+            ivec w = *(const ivec *)(weights + at);
+            ivec first = rounded(lower_half(w) * gates[k]), second = rounded(upper_half(w) * gates[k + 1]);
+            *(ivec *)(to + at) = ((first >> 16) & ~UPPER) | (second & UPPER);
+        }
+}
+#else
+#define get load
+#define put store
+#define multiply_numbers multiply
+INLINE float get_one(const number *at) { return *at; }
+INLINE void put_one(number *at, float x) { *at = x; }
+
+INLINE void multiply_by_gates(number *to, const number *weights, const float *gates, long inputs) {
+    for (long k = 0; k < inputs; k++) store(to + k * S, times(load(weights + k * S), gates[k]));
+}
+#endif
+
 // ---- The steps of a block
 
 // A slice of the expansion, for `rows` pixels: x (pixel, c_in) → to[places[pixel]]
-INLINE void expand(int rows, const Block *b, long slice, const float *x, const int *places, float *to) {
+INLINE void expand(int rows, const Block *b, long slice, const number *x, const int *places, float *to) {
     pair sums[ROWS];
 #pragma GCC unroll 16
     for (int row = 0; row < rows; row++) sums[row] = load(b->expand_bias + slice * S);
-    multiply(rows, sums, x, b->c_in, b->c_in, b->expand + slice * b->c_in * S);
+    multiply_numbers(rows, sums, x, b->c_in, b->c_in, b->expand + slice * b->c_in * S);
 #pragma GCC unroll 16
     for (int row = 0; row < rows; row++) store(to + places[row], silu(sums[row]));
 }
 
 // Expand the pixels from `p` to `end`, or a few more. Returns the first that is not expanded yet.
-static int expand_until(int end, int p, const Block *b, long slice, const float *x, const int *places,
+static int expand_until(int end, int p, const Block *b, long slice, const number *x, const int *places,
                         float *to) {
     int pixels = b->h * b->w;
-    for (; p < end && !b->expand; p++)  // a block of ratio 1
-        memcpy(to + places[p], x + (long)p * b->c_in + slice * S, sizeof(float) * least(S, b->c - slice * S));
+    for (; p < end && !b->expand; p++) {  // a block of ratio 1
+        const number *from = x + (long)p * b->c_in + slice * S;
+        int channels = least(S, b->c - slice * S);
+        if (channels == S)
+            store(to + places[p], get(from));
+        else
+            for (int i = 0; i < channels; i++) to[places[p] + i] = get_one(from + i);
+    }
     for (; p < end && pixels < ROWS; p++) expand(1, b, slice, x + p * b->c_in, places + p, to);
     for (; p < end; p += ROWS) {
         int at = least(p, pixels - ROWS);  // the last tile computes some pixels again
@@ -170,7 +249,7 @@ static int expand_until(int end, int p, const Block *b, long slice, const float 
 
 // `count` neighbouring pixels of the depthwise convolution. x: where the first window begins, in rows of `width`
 INLINE void convolve(int count, int kernel, int stride, const float *x, long width, const float *weights,
-                     pair bias, float *y) {
+                     pair bias, number *y) {
     pair sums[PIXELS];
 #pragma GCC unroll 16
     for (int p = 0; p < count; p++) sums[p] = bias;
@@ -186,10 +265,10 @@ INLINE void convolve(int count, int kernel, int stride, const float *x, long wid
             }
         }
 #pragma GCC unroll 16
-    for (int p = 0; p < count; p++) store(y + p * S, silu(sums[p]));
+    for (int p = 0; p < count; p++) put(y + p * S, silu(sums[p]));
 }
 
-INLINE void convolve_row(int kernel, int stride, const Block *b, long slice, const float *x, float *y) {
+INLINE void convolve_row(int kernel, int stride, const Block *b, long slice, const float *x, number *y) {
     const float *weights = b->depthwise + slice * kernel * kernel * S;
     pair bias = load(b->depthwise_bias + slice * S);
     long width = padded_width(b);
@@ -204,10 +283,10 @@ INLINE void convolve_row(int kernel, int stride, const Block *b, long slice, con
 
 // Expand and convolve a slice of an image's channels, and take their means. A row is convolved as soon as the
 // rows that it needs are expanded.
-static void widen(const Run *run, const Block *b, const float *x, long piece, const int *places,
+static void widen(const Run *run, const Block *b, const number *x, long piece, const int *places,
                   float *padded) {
     long image = piece % run->images, slice = piece / run->images, pixels = (long)b->h_out * b->w_out;
-    float *y = run->hidden + piece * pixels * S;
+    number *y = run->hidden + piece * pixels * S;
     pair sum = {{0}, {0}};
     x += image * b->h * b->w * b->c_in;
     for (int row = 0, done = 0; row < b->h_out; row++, y += b->w_out * S) {
@@ -220,7 +299,7 @@ static void widen(const Run *run, const Block *b, const float *x, long piece, co
             convolve_row(5, 1, b, slice, window, y);
         else
             convolve_row(b->kernel, b->stride, b, slice, window, y);
-        for (int p = 0; p < b->w_out; p++) sum = add(sum, load(y + p * S));
+        for (int p = 0; p < b->w_out; p++) sum = add(sum, get(y + p * S));
     }
     store(run->means + (image * slices(b->c) + slice) * S, times(sum, 1.f / pixels));
 }
@@ -253,37 +332,38 @@ static void excite(const Run *run, const Block *b, long piece) {
 }
 
 // A slice of the projection, for `rows` pixels: hidden, whose slices are `next` apart → y (pixel, c_out), plus x
-INLINE void project(int rows, const Block *b, long slice, const float *hidden, long next, const float *weights,
-                    const float *x, float *y) {
+INLINE void project(int rows, const Block *b, long slice, const number *hidden, long next,
+                    const number *weights, const number *x, number *y) {
     pair sums[ROWS];
 #pragma GCC unroll 16
     for (int row = 0; row < rows; row++) sums[row] = load(b->project_bias + slice * S);
     for (long k = 0; k < slices(b->c); k++, hidden += next) {
         for (int row = 0; row < rows; row++) __builtin_prefetch(hidden + next + row * S);
-        multiply(rows, sums, hidden, S, S, weights + k * S * S);
+        multiply_numbers(rows, sums, hidden, S, S, weights + k * S * S);
     }
     int channels = least(S, b->c_out - slice * S);
 #pragma GCC unroll 16
     for (int row = 0; row < rows; row++) {
         long at = (long)row * b->c_out + slice * S;
         if (channels == S)
-            store(y + at, b->residual ? add(sums[row], load(x + at)) : sums[row]);
+            put(y + at, b->residual ? add(sums[row], get(x + at)) : sums[row]);
         else {
             float all[S];
             store(all, sums[row]);
-            for (int i = 0; i < channels; i++) y[at + i] = b->residual ? all[i] + x[at + i] : all[i];
+            for (int i = 0; i < channels; i++)
+                put_one(y + at + i, b->residual ? all[i] + get_one(x + at + i) : all[i]);
         }
     }
 }
 
-// Gate and project. Where pixels are many, a piece is CHUNK of them and every output; else all of them and a slice
-// of the outputs.
+// Gate and project. Where pixels are many, a piece is CHUNK of them and every output; else all of them and a
+// slice of the outputs.
 static int by_pixels(const Block *b) { return b->h_out * b->w_out > 10 * CHUNK; }
 static long parts(const Block *b) {
     return by_pixels(b) ? (b->h_out * b->w_out + CHUNK - 1) / CHUNK : slices(b->c_out);
 }
 
-static void narrow(const Run *run, const Block *b, const float *x, float *y, long piece, float *gated) {
+static void narrow(const Run *run, const Block *b, const number *x, number *y, long piece, number *gated) {
     long image = piece % run->images, part = piece / run->images;
     long pixels = (long)b->h_out * b->w_out, inputs = slices(b->c) * S;
     long first = by_pixels(b) ? part * CHUNK : 0, last = by_pixels(b) ? least(first + CHUNK, pixels) : pixels;
@@ -291,11 +371,10 @@ static void narrow(const Run *run, const Block *b, const float *x, float *y, lon
     const float *gates = run->means + image * inputs;
     x += image * pixels * b->c_out, y += image * pixels * b->c_out;
     for (; slice < end; slice++) {
-        for (long k = 0; k < inputs; k++)
-            store(gated + k * S, times(load(b->project + (slice * inputs + k) * S), gates[k]));
+        multiply_by_gates(gated, b->project + slice * inputs * S, gates, inputs);
         for (long p = first; p < last; p += pixels < ROWS ? 1 : ROWS) {
             long at = pixels < ROWS ? p : least(p, pixels - ROWS), next = run->images * pixels * S;
-            const float *hidden = run->hidden + (image * pixels + at) * S;
+            const number *hidden = run->hidden + (image * pixels + at) * S;
             if (pixels < ROWS)
                 project(1, b, slice, hidden, next, gated, x + at * b->c_out, y + at * b->c_out);
             else
@@ -309,12 +388,12 @@ static void narrow(const Run *run, const Block *b, const float *x, float *y, lon
 static void work(void *argument) {
     Run *run = argument;
     float *own = run->own + run->ids++ * run->own_size;
-    const float *x = run->x;
+    const number *x = run->x;
     if (GOMP_parallel) run->threads = omp_get_num_threads();
     while (!run->threads) sched_yield();  // until it is known how many there are
     for (int i = 0; i < run->count; i++) {
         const Block *b = run->blocks + i;
-        float *y = i == run->count - 1 ? run->y : run->between[i % 2];
+        number *y = i == run->count - 1 ? run->y : run->between[i % 2];
         int *places = (int *)(own + padded_size(b));
         memset(own, 0, padded_size(b) * sizeof(float));
         for (int row = 0, p = 0; row < b->h; row++)
@@ -326,7 +405,7 @@ static void work(void *argument) {
         meet(run);
         FOR_EACH_PIECE(piece, slices(b->c) * run->images) excite(run, b, piece);
         meet(run);
-        FOR_EACH_PIECE(piece, parts(b) * run->images) narrow(run, b, x, y, piece, own);
+        FOR_EACH_PIECE(piece, parts(b) * run->images) narrow(run, b, x, y, piece, (number *)own);
         meet(run);
         x = y;
     }
@@ -349,7 +428,7 @@ static long divide(Run *run, float *scratch, int threads) {
         own = most(own, most(padded_size(b) + (long)b->h * b->w, slices(b->c) * S * S));
     }
     run->own_size = (own + 15) / 16 * 16;  // so that no two threads write into one line of the cache
-#define TAKE(pointer, count) pointer = scratch + size, size += ((count) + 15) / 16 * 16
+#define TAKE(pointer, count) pointer = (void *)(scratch + size), size += ((count) + 15) / 16 * 16
     TAKE(run->hidden, hidden * run->images);
     TAKE(run->means, channels * run->images);
     TAKE(run->reduced, squeezed * run->images);
@@ -367,7 +446,7 @@ long scratch_size(const Block *blocks, int count, int images, int threads) {
 }
 
 // x (images, h, w, c_in) of the first block → y (images, h_out, w_out, c_out) of the last
-void run_blocks(const Block *blocks, int count, int images, int threads, const float *x, float *y,
+void run_blocks(const Block *blocks, int count, int images, int threads, const number *x, number *y,
                 float *scratch) {
     Run run = {.blocks = blocks, .count = count, .images = images, .x = x, .y = y};
     divide(&run, scratch, threads);

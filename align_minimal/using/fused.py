@@ -32,7 +32,7 @@ SOURCE = Path(__file__).with_suffix(".c")
 # Of the processors that PyTorch tells apart; of others, the compiler takes what they all have.
 PROCESSORS = {"AVX2": ["-march=x86-64-v3"], "AVX512": ["-march=x86-64-v4"]}
 NUMBERS = "c_in c squeezed c_out kernel stride before residual h w h_out w_out"
-WEIGHTS = "expand expand_bias depthwise depthwise_bias reduce reduce_bias gate gate_bias project project_bias"
+WEIGHTS = "expand project expand_bias depthwise depthwise_bias reduce reduce_bias gate gate_bias project_bias"
 
 
 class Block(ctypes.Structure):
@@ -49,8 +49,8 @@ class Block(ctypes.Structure):
 
 
 @functools.cache
-def library() -> ctypes.CDLL | None:
-    """fused.c, compiled for this processor; None where that is not possible.
+def library(dtype: torch.dtype = torch.float32) -> ctypes.CDLL | None:
+    """fused.c, compiled for this processor, in float32 or bfloat16; None where that is not possible.
 
     >>> library() is None or library().slice_size() % 8
     0
@@ -58,6 +58,8 @@ def library() -> ctypes.CDLL | None:
     command = shlex.split(os.environ.get("CC") or "cc")
     flags = ["-O3", "-shared", "-fPIC", "-pthread", "-Wno-psabi"]
     flags += PROCESSORS.get(torch.backends.cpu.get_cpu_capability(), [])
+    if dtype == torch.bfloat16:
+        flags += ["-DBFLOAT16"] + ["-mavx512bf16"] * torch.cpu._is_avx512_bf16_supported()
     for folder in (lambda: Path(importlib.util.cache_from_source(str(SOURCE))).parent, cache_folder):
         # There may be no folder to write into, no compiler, or one that does not know the flags.
         with contextlib.suppress(OSError, subprocess.SubprocessError):
@@ -82,18 +84,20 @@ def _compile_into(path: Path, command: list[str]) -> None:
 
 
 def can_be_fused(tower: AlignVisionModel, dtype: torch.dtype | None) -> bool:
-    """Whether fused.c computes what this tower does: SiLU, in float32, on a CPU.
+    """Whether fused.c computes what this tower does: SiLU, in float32 or bfloat16, on a CPU.
 
     >>> from align_minimal import AlignVisionConfig
-    >>> can_be_fused(AlignVisionModel(AlignVisionConfig(width_coefficient=0.1)), torch.bfloat16)
+    >>> can_be_fused(AlignVisionModel(AlignVisionConfig(width_coefficient=0.1)), torch.float16)
     False
     """
     weight = tower.stem.conv.weight
+    dtype = dtype or weight.dtype
+    widths = [block.expand.conv.in_channels for block in tower.blocks if block.expand is not None]
     return (
-        (dtype or weight.dtype) == torch.float32
+        (dtype == torch.float32 or (dtype == torch.bfloat16 and not any(width % 2 for width in widths)))
         and weight.device.type == "cpu"
         and tower.stem.activation is F.silu
-        and library() is not None
+        and library(dtype) is not None
     )
 
 
@@ -123,21 +127,24 @@ class FusedBlock(nn.Module):
         super().__init__()
         expand, depthwise = block.expand and block.expand.conv, block.depthwise.conv
         excite, project = block.squeeze_excite, block.project.conv
-        size = library().slice_size()  # S
+        dtype, size = depthwise.weight.dtype, library().slice_size()  # S
         missing = -depthwise.out_channels % size  # channels, to the next multiple of S
-        weights = {
+        large = {"project": in_slices(F.pad(project.weight.flatten(1), (0, missing)), size)}
+        small = {
             "depthwise": in_slices(depthwise.weight.flatten(1), size),
             "depthwise_bias": F.pad(depthwise.bias, (0, missing)),
             "reduce": F.pad(excite.reduce.weight.flatten(1), (0, missing)),
             "reduce_bias": excite.reduce.bias,
             "gate": in_slices(excite.expand.weight.flatten(1), size),
             "gate_bias": F.pad(excite.expand.bias, (0, missing)),
-            "project": in_slices(F.pad(project.weight.flatten(1), (0, missing)), size),
             "project_bias": in_slices(project.bias[:, None], size),
         }
         if expand is not None:
-            weights["expand"] = in_slices(expand.weight.flatten(1), size)
-            weights["expand_bias"] = F.pad(expand.bias, (0, missing))
+            large["expand"] = in_slices(expand.weight.flatten(1), size)
+            small["expand_bias"] = F.pad(expand.bias, (0, missing))
+        if dtype == torch.bfloat16:  # (slices, inputs, S) → (slices, inputs/2, S, 2)
+            large = {name: x.unflatten(1, (-1, 2)).transpose(2, 3) for name, x in large.items()}
+        weights = large | {name: x.float() for name, x in small.items()}
         whole = torch.contiguous_format
         self.weights = {name: x.detach().clone(memory_format=whole) for name, x in weights.items()}
         self.out_channels = depthwise.out_channels  # of the widest activation
@@ -193,6 +200,6 @@ def _run(blocks: list[FusedBlock], x: Tensor) -> Tensor:
         size.h_out, size.w_out = h, w
     y = rows.new_empty(images, h, w, size.c_out)  # (B, H', W', C_out)
     call = sizes, len(sizes), images, torch.get_num_threads()
-    scratch = rows.new_empty(library().scratch_size(*call))
-    library().run_blocks(*call, *(ctypes.c_void_p(tensor.data_ptr()) for tensor in (rows, y, scratch)))
+    scratch = torch.empty(library(x.dtype).scratch_size(*call))
+    library(x.dtype).run_blocks(*call, *(ctypes.c_void_p(tensor.data_ptr()) for tensor in (rows, y, scratch)))
     return y.permute(0, 3, 1, 2)

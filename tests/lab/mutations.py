@@ -790,8 +790,8 @@ TRAINING = [
         "using/fused.c",
         BLOCK_IN_C,
         "squeeze-excite's gate is multiplied into the projection's weights",
-        old="times(load(b->project + (slice * inputs + k) * S), gates[k])",
-        new="load(b->project + (slice * inputs + k) * S)",
+        old="multiply_by_gates(gated, b->project + slice * inputs * S, gates, inputs);",
+        new="memcpy(gated, b->project + slice * inputs * S, inputs * S * sizeof(number));",
     ),
     mutation(
         "gate-of-the-first-image-in-c",
@@ -806,7 +806,7 @@ TRAINING = [
         "using/fused.c",
         BLOCK_IN_C,
         "a block that keeps stride and width adds its input",
-        old="b->residual ? add(sums[row], load(x + at)) : sums[row]",
+        old="b->residual ? add(sums[row], get(x + at)) : sums[row]",
         new="sums[row]",
     ),
     mutation(
@@ -816,6 +816,14 @@ TRAINING = [
         "squeeze-excite's mean is over the pixels after the depthwise convolution, fewer at stride 2",
         old="times(sum, 1.f / pixels)",
         new="times(sum, 1.f / (b->h * b->w))",
+    ),
+    mutation(
+        "one-gate-for-two-inputs",
+        "using/fused.c",
+        "using/test_fused.py::test_a_block_in_bfloat16_is_mbconv_but_for_rounding",
+        "in bfloat16 the weights of two inputs lie in one place; each has a gate of its own",
+        old="rounded(upper_half(w) * gates[k + 1])",
+        new="rounded(upper_half(w) * gates[k])",
     ),
     mutation(
         "exponent-without-a-limit",

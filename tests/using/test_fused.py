@@ -14,7 +14,7 @@ from align_minimal.efficientnet import BlockSpec, ConvNorm, MBConv
 from align_minimal.using import fused
 from align_minimal.using.fused import FusedBlock, FusedBlocks, library
 from align_minimal.using.inference import ServedVisionModel, fold_batch_norm
-from tests.reference.parity import assert_alive, assert_close, healthy
+from tests.reference.parity import assert_alive, assert_close, healthy, relative_error
 
 compiled = pytest.mark.skipif(library() is None, reason="needs a C compiler")
 
@@ -25,12 +25,12 @@ def block_of(kernel=3, c_in=8, ratio=6, c_out=8, stride=1, centered=False) -> MB
     return healthy(MBConv(spec, AlignVisionConfig()).eval(), sample=torch.randn(4, c_in, 12, 12))
 
 
-def in_c(block: MBConv) -> FusedBlock:
+def in_c(block: MBConv, dtype: torch.dtype = torch.float32) -> FusedBlock:
     folded = copy.deepcopy(block)
     for layer in folded.modules():
         if isinstance(layer, ConvNorm):
             fold_batch_norm(layer)
-    return FusedBlock(folded)
+    return FusedBlock(folded.to(dtype))
 
 
 @torch.no_grad()
@@ -71,6 +71,19 @@ def test_a_block_is_mbconv(case, images):
     sizes, h, w = CASES[case]
     block = block_of(**sizes)
     check(block, torch.randn(images, sizes.get("c_in", 8), h, w))
+
+
+@compiled
+@torch.no_grad()
+@pytest.mark.filterwarnings("ignore:Using padding='same' with even kernel")
+@pytest.mark.parametrize("case", [case for case in CASES if case != "fewer channels than a register holds"])
+def test_a_block_in_bfloat16_is_mbconv_but_for_rounding(case):
+    sizes, h, w = CASES[case]
+    block = block_of(**sizes)
+    x = torch.randn(3, sizes.get("c_in", 8), h, w)
+    found = in_c(block, torch.bfloat16)(x.bfloat16())
+    assert found.dtype == torch.bfloat16
+    assert 1e-4 < relative_error(found.float(), block(x)) < 1e-2
 
 
 @compiled
@@ -122,6 +135,7 @@ def test_several_threads_may_call_at_once():
 
 
 @compiled
+@torch.no_grad()
 @pytest.mark.parametrize("lanes", [4, 8, 16])
 def test_for_every_length_of_a_register(lanes, tmp_path, monkeypatch):
     """As AVX-512 has 16: there, slices and tiles are larger."""
@@ -129,13 +143,14 @@ def test_for_every_length_of_a_register(lanes, tmp_path, monkeypatch):
         fused.PROCESSORS, torch.backends.cpu.get_cpu_capability(), [f"-DLANES={lanes}", "-O1"]
     )
     monkeypatch.setattr(sys, "pycache_prefix", str(tmp_path))
-    other = library.__wrapped__()
-    monkeypatch.setattr(fused, "library", lambda: other)
-    assert other.slice_size() == 2 * lanes
-    for sizes, h, w in (
-        CASES[case] for case in ("channels that fill no slice", "wide", "many pixels", "one row")
-    ):
-        check(block_of(**sizes), torch.randn(2, sizes.get("c_in", 8), h, w))
+    libraries = {dtype: library.__wrapped__(dtype) for dtype in (torch.float32, torch.bfloat16)}
+    monkeypatch.setattr(fused, "library", lambda dtype=torch.float32: libraries[dtype])
+    assert fused.library().slice_size() == 2 * lanes
+    for case in ("channels that fill no slice", "wide", "many pixels", "one row"):
+        sizes, h, w = CASES[case]
+        block, x = block_of(**sizes), torch.randn(2, sizes.get("c_in", 8), h, w)
+        check(block, x)
+        assert relative_error(in_c(block, torch.bfloat16)(x.bfloat16()).float(), block(x)) < 1e-2
 
 
 @compiled
@@ -208,7 +223,7 @@ def test_without_a_compiler_there_is_no_library_and_nothing_is_left(folders, com
     monkeypatch.setenv("CC", compiler)
     assert library.__wrapped__() is None
     assert [files(folder) for folder in folders] == [[], []]
-    monkeypatch.setattr(fused, "library", lambda: None)
+    monkeypatch.setattr(fused, "library", library.__wrapped__)
     tower = AlignVisionModel(AlignVisionConfig(width_coefficient=0.1, depth_coefficient=0.1)).eval()
     served = ServedVisionModel(copy.deepcopy(tower), None)
     assert not any(isinstance(block, FusedBlock) for block in served.tower.blocks)

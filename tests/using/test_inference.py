@@ -225,6 +225,7 @@ def test_other_activations_and_b0_s_kernels_are_served_too(act):
     assert_close(found.last_hidden_state, expected.last_hidden_state, 1e-5)
 
 
+@pytest.mark.usefixtures("either_way")
 @torch.no_grad()
 def test_bfloat16_takes_float32_pixels_and_answers_in_float32(model, batch):
     fast = model.for_inference(torch.bfloat16)
@@ -240,6 +241,7 @@ def test_bfloat16_takes_float32_pixels_and_answers_in_float32(model, batch):
     assert fast.temperature.dtype == fast.text_projection.weight.dtype == torch.float32
 
 
+@pytest.mark.usefixtures("either_way")
 @torch.no_grad()
 def test_bfloat16_on_the_shipped_weights_is_off_by_a_hundredth_and_no_answer_changes():
     model = AlignModel.from_pretrained("emoji")

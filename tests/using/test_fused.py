@@ -138,10 +138,10 @@ def test_several_threads_may_call_at_once():
 @torch.no_grad()
 @pytest.mark.parametrize("lanes", [4, 8, 16])
 def test_for_every_length_of_a_register(lanes, tmp_path, monkeypatch):
-    """As AVX-512 has 16: there, slices and tiles are larger."""
-    monkeypatch.setitem(
-        fused.PROCESSORS, torch.backends.cpu.get_cpu_capability(), [f"-DLANES={lanes}", "-O1"]
-    )
+    """As AVX-512 has 16: there, slices and tiles are larger. With threads of its own, as beyond Linux."""
+    flags = [f"-DLANES={lanes}", "-O0", "-U__linux__"]
+    monkeypatch.setitem(fused.PROCESSORS, torch.backends.cpu.get_cpu_capability(), flags)
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 3)
     monkeypatch.setattr(sys, "pycache_prefix", str(tmp_path))
     libraries = {dtype: library.__wrapped__(dtype) for dtype in (torch.float32, torch.bfloat16)}
     monkeypatch.setattr(fused, "library", lambda dtype=torch.float32: libraries[dtype])

@@ -162,8 +162,8 @@ INLINE void multiply(int rows, pair *sums, const float *x, long stride, long inp
 
 INLINE vec lower_half(ivec x) { return (vec)(x << 16); }
 INLINE vec upper_half(ivec x) { return (vec)(x & UPPER); }
-// Rounded to a bfloat16, which is in the upper half
-INLINE ivec rounded(vec x) { return (ivec)x + 0x7fff + (((ivec)x >> 16) & 1); }  // ties to even
+// Rounded, ties to even: the bfloat16 is in the upper half.
+INLINE ivec rounded(vec x) { return (ivec)x + 0x7fff + (((ivec)x >> 16) & 1); }
 INLINE vec get_vec(const number *at) { return lower_half(__builtin_convertvector(*(const numbers *)at, ivec)); }
 INLINE void put_vec(number *at, vec x) { *(numbers *)at = __builtin_convertvector(rounded(x) >> 16, numbers); }
 
@@ -172,9 +172,9 @@ INLINE void put(number *at, pair x) { put_vec(at, x.a), put_vec(at + LANES, x.b)
 INLINE float get_one(const number *at) { return lower_half((ivec){0} + *at)[0]; }
 INLINE void put_one(number *at, float x) { *at = rounded((vec){0} + x)[0] >> 16; }
 
-// sum + x · w in each lane, both of them two numbers
+// sum + x · w in each lane, where x and w are two numbers each
 INLINE vec dot(vec sum, ivec x, ivec w) {
-#ifdef __AVX512BF16__
+#if defined(__AVX512BF16__) && LANES == 16
     return (vec)_mm512_dpbf16_ps((__m512)sum, (__m512bh)x, (__m512bh)w);
 #else
     return sum + lower_half(x) * lower_half(w) + upper_half(x) * upper_half(w);

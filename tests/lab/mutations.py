@@ -834,7 +834,7 @@ TRAINING = [
         new="",
     ),
     mutation(
-        "padding-of-a-stride-on-the-wrong-side-in-c",
+        "padding-on-the-wrong-side-for-c",
         "using/fused.py",
         BLOCK_IN_C,
         "TensorFlow pads less before than after",

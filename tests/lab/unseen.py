@@ -30,15 +30,4 @@ UNSEEN: dict[str, str] = {
     "moments-wanted-of-unused-positions": "no notebook resumes a run of the command line",
     "certain-pieces-forgotten": "the notebooks cut too few words for LinMaxMatch to begin",
     "every-rank-draws-alike": "the notebooks prepare their batches in one process, of rank 0",
-    **dict.fromkeys(
-        (
-            "gate-forgotten-in-c",
-            "gate-of-the-first-image-in-c",
-            "residual-forgotten-in-c",
-            "mean-over-the-input-s-pixels",
-            "exponent-without-a-limit",
-            "one-gate-for-two-inputs",
-        ),
-        "it is made in C, of which seen.py does not know what a notebook runs",
-    ),
 }

@@ -180,6 +180,7 @@ def test_a_tower_may_end_with_a_stride():
 @pytest.fixture
 def folders(tmp_path, monkeypatch) -> tuple[Path, Path]:
     """Where the compiled file may lie: with Python's own, or in the user's cache. Both are empty."""
+    monkeypatch.setitem(fused.PROCESSORS, torch.backends.cpu.get_cpu_capability(), ["-O0"])  # sooner done
     monkeypatch.setattr(sys, "pycache_prefix", str(tmp_path / "python"))
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     return tmp_path / "python", tmp_path / "cache"

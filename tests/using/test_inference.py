@@ -209,7 +209,6 @@ def test_folding_is_exact_to_float64(batch):
     assert_close(vision(pixels).pooler_output, expected, 1e-13)
 
 
-@pytest.mark.usefixtures("either_way")
 @torch.no_grad()
 @pytest.mark.parametrize("act", ["gelu", "selu", "relu", torch.nn.functional.silu, torch.nn.Mish()])
 def test_other_activations_and_b0_s_kernels_are_served_too(act):

@@ -52,7 +52,7 @@ typedef float vec __attribute__((vector_size(4 * LANES), aligned(4), may_alias))
 typedef int ivec __attribute__((vector_size(4 * LANES), aligned(4), may_alias));
 typedef struct { vec a, b; } pair;  // S numbers
 
-// What activations and the weights of 1×1 convolutions are stored as. Small weights and all sums are float32.
+// What lies in memory between two steps, and the weights of expansion and projection. The rest is float32.
 #ifdef BFLOAT16
 typedef unsigned short number;  // the upper half of a float32
 typedef number numbers __attribute__((vector_size(2 * LANES), aligned(2), may_alias));
@@ -75,7 +75,8 @@ typedef struct {
     number *y, *between[2], *hidden;
     float *means, *reduced, *own;  // own: one part a thread
     long own_size;
-    atomic_int threads, ids, next, waiting, round;
+    atomic_int threads, ids;          // how many there are; how many have begun
+    atomic_int next, waiting, round;  // the piece to take; threads in `meet`; how often all have met
 } Run;
 
 static long slices(int channels) { return (channels + S - 1) / S; }
@@ -237,7 +238,7 @@ static int expand_until(int end, int p, const Block *b, long slice, const number
         if (channels == S)
             store(to + places[p], get(from));
         else
-            for (int i = 0; i < channels; i++) to[places[p] + i] = get_one(from + i);
+            for (int i = 0; i < S; i++) to[places[p] + i] = i < channels ? get_one(from + i) : 0;
     }
     for (; p < end && pixels < ROWS; p++) expand(1, b, slice, x + p * b->c_in, places + p, to);
     for (; p < end; p += ROWS) {
@@ -299,7 +300,9 @@ static void widen(const Run *run, const Block *b, const number *x, long piece, c
             convolve_row(5, 1, b, slice, window, y);
         else
             convolve_row(b->kernel, b->stride, b, slice, window, y);
-        for (int p = 0; p < b->w_out; p++) sum = add(sum, get(y + p * S));
+        pair in_row = {{0}, {0}};  // one sum over many equal numbers would round each time the same way
+        for (int p = 0; p < b->w_out; p++) in_row = add(in_row, get(y + p * S));
+        sum = add(sum, in_row);
     }
     store(run->means + (image * slices(b->c) + slice) * S, times(sum, 1.f / pixels));
 }
@@ -331,14 +334,14 @@ static void excite(const Run *run, const Block *b, long piece) {
     for (int i = 0; i < S; i++) gates[i] = 1 / (1 + expf(-gates[i]));
 }
 
-// A slice of the projection, for `rows` pixels: hidden, whose slices are `next` apart → y (pixel, c_out), plus x
-INLINE void project(int rows, const Block *b, long slice, const number *hidden, long next,
+// A slice of the projection, for `rows` pixels: hidden, slices `apart` from each other → y (pixel, c_out), plus x
+INLINE void project(int rows, const Block *b, long slice, const number *hidden, long apart,
                     const number *weights, const number *x, number *y) {
     pair sums[ROWS];
 #pragma GCC unroll 16
     for (int row = 0; row < rows; row++) sums[row] = load(b->project_bias + slice * S);
-    for (long k = 0; k < slices(b->c); k++, hidden += next) {
-        for (int row = 0; row < rows; row++) __builtin_prefetch(hidden + next + row * S);
+    for (long k = 0; k < slices(b->c); k++, hidden += apart) {
+        for (int row = 0; row < rows; row++) __builtin_prefetch(hidden + apart + row * S);
         multiply_numbers(rows, sums, hidden, S, S, weights + k * S * S);
     }
     int channels = least(S, b->c_out - slice * S);
@@ -373,12 +376,12 @@ static void narrow(const Run *run, const Block *b, const number *x, number *y, l
     for (; slice < end; slice++) {
         multiply_by_gates(gated, b->project + slice * inputs * S, gates, inputs);
         for (long p = first; p < last; p += pixels < ROWS ? 1 : ROWS) {
-            long at = pixels < ROWS ? p : least(p, pixels - ROWS), next = run->images * pixels * S;
+            long at = pixels < ROWS ? p : least(p, pixels - ROWS), apart = run->images * pixels * S;
             const number *hidden = run->hidden + (image * pixels + at) * S;
             if (pixels < ROWS)
-                project(1, b, slice, hidden, next, gated, x + at * b->c_out, y + at * b->c_out);
+                project(1, b, slice, hidden, apart, gated, x + at * b->c_out, y + at * b->c_out);
             else
-                project(ROWS, b, slice, hidden, next, gated, x + at * b->c_out, y + at * b->c_out);
+                project(ROWS, b, slice, hidden, apart, gated, x + at * b->c_out, y + at * b->c_out);
         }
     }
 }

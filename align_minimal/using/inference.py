@@ -20,7 +20,7 @@
 5. **The gate goes into the weights** where there are few of them and many pixels: squeeze-excite then needs
    no pass of its own over the activations (GatedProject).
 6. **Where there is a C compiler, the image tower's blocks are one function in C** (fused.py; float32 and
-   bfloat16, on a CPU). It does all of the above, and two things that operators called one by one cannot do:
+   bfloat16, on a CPU). It does what 1 to 5 do, and two things that operators called one by one cannot do:
    the widest activations never leave a thread's cache, and threads seldom wait for each other. The classes
    below, which take PyTorch's operators, are for all other cases.
 7. **Padding is not computed.** A masked token changes nothing in [CLS]. Texts go through the tower in groups

@@ -17,6 +17,7 @@ from align_minimal.using.inference import ServedVisionModel, fold_batch_norm
 from tests.reference.parity import assert_alive, assert_close, healthy, relative_error
 
 compiled = pytest.mark.skipif(library() is None, reason="needs a C compiler")
+S = library().slice_size() if library() else 0
 
 
 def block_of(kernel=3, c_in=8, ratio=6, c_out=8, stride=1, centered=False) -> MBConv:
@@ -95,11 +96,47 @@ def test_silu_far_from_zero():
 
 @compiled
 @torch.no_grad()
-def test_what_is_not_a_number_stays_in_its_image():
-    x = torch.randn(3, 8, 9, 9)
-    x[1, 2, 3, 4] = torch.nan
-    y = in_c(block_of())(x)
+@pytest.mark.parametrize("sizes", [dict(), dict(ratio=1, c_in=S + 8)], ids=str)
+def test_what_is_not_a_number_stays_in_its_image(sizes):
+    x = torch.randn(3, sizes.get("c_in", 8), 9, 9)
+    x[1] = torch.nan
+    y = in_c(block_of(**sizes))(x)
     assert y[1].isnan().all() and not y[[0, 2]].isnan().any()
+
+
+@compiled
+@torch.no_grad()
+def test_a_picture_of_one_colour_has_exact_means():
+    block = block_of(ratio=1, c_in=32, c_out=16)
+    x = torch.full((1, 32, 144, 144), 0.37)
+    assert_close(in_c(block)(x), copy.deepcopy(block).double()(x.double()).float(), 2e-6)
+
+
+@compiled
+@torch.no_grad()
+def test_defaults_and_autocast_of_the_caller_do_not_reach_into_it():
+    tower = AlignVisionModel(AlignVisionConfig(width_coefficient=0.1, depth_coefficient=0.1)).eval()
+    tower = healthy(tower, sample=torch.randn(4, 3, 64, 64))
+    served, x = ServedVisionModel(copy.deepcopy(tower), None), torch.randn(2, 3, 64, 64)
+    expected = tower(x).pooler_output
+    try:
+        for dtype in (torch.bfloat16, torch.float64):
+            torch.set_default_dtype(dtype)
+            assert_close(served(x).pooler_output, expected, 1e-5)
+    finally:
+        torch.set_default_dtype(torch.float32)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        assert relative_error(served(x).pooler_output, expected) < 3e-2
+    with pytest.raises(RuntimeError, match="meta"):
+        served.stages[0](torch.rand(2, 8, 9, 9, device="meta"))
+
+
+@torch.no_grad()
+def test_a_kernel_of_1_is_left_to_pytorch():
+    sizes = dict(width_coefficient=0.1, depth_coefficient=0.1, kernel_sizes=[3, 1, 5, 3, 5, 5, 3])
+    tower = AlignVisionModel(AlignVisionConfig(**sizes)).eval()
+    served = ServedVisionModel(copy.deepcopy(tower), None)
+    assert not any(isinstance(block, FusedBlock) for block in served.tower.blocks)
 
 
 @compiled
@@ -194,8 +231,11 @@ def files(folder: Path) -> list[str]:
 def test_it_is_compiled_once(folders, monkeypatch):
     python, cache = folders
     assert library.__wrapped__() is not None
+    with monkeypatch.context() as patch:
+        patch.setattr(fused, "_compile_into", lambda path, command: pytest.fail("compiled again"))
+        assert library.__wrapped__() is not None
     monkeypatch.setenv("CC", "false")
-    assert library.__wrapped__() is not None
+    assert library.__wrapped__() is None  # who does not want C gets none, though there is a library
     assert files(python) == [".so"] and files(cache) == []
 
 

@@ -87,17 +87,6 @@ def test_a_known_mistake_in_a_reader_s_file_is_named(written, tmp_path, block):
 # ---- through pytest itself
 
 
-def test_all_blocks_replaced_by_the_package_s_own_pass_the_tests_that_concern_them(written):
-    """All at once, without what is slow here."""
-    slow = "live float32 dtype0 parameter_counts sides_at code_point max_padded activation relative_key"
-    once = " and ".join(f"not {word}" for word in slow.split())
-    status, output = run_pytest("--layer", written / "solved.py", "tests", "-k", once, "-vv")
-    assert status == 0, output
-    passed = [line.split(" ")[0] for line in output.splitlines() if " PASSED" in line]
-    untested = [b for b in layers.BLOCKS if not any(layers.concerns(b, name) for name in passed)]
-    assert untested == []
-
-
 def test_a_wrong_block_is_red_with_numbers_and_cause_and_no_other_tests_run(written):
     source = (written / "solved.py").read_text(encoding="utf-8")
     (written / "wrong.py").write_text(source.replace("torch.sigmoid(", "F.hardsigmoid("), encoding="utf-8")

@@ -64,7 +64,7 @@ def library(dtype: torch.dtype = torch.float32) -> ctypes.CDLL | None:
     command = [*shlex.split(os.environ.get("CC") or "cc"), *FLAGS, *PROCESSORS.get(capability, [])]
     if dtype == torch.bfloat16:
         command.append("-DBFLOAT16")
-        if capability == "AVX512" and torch.cpu._is_avx512_bf16_supported():
+        if capability == "AVX512" and getattr(torch.cpu, "_is_avx512_bf16_supported", bool)():
             command.append("-mavx512bf16")
     for folder in (lambda: Path(importlib.util.cache_from_source(str(SOURCE))).parent, cache_folder):
         try:

@@ -61,8 +61,9 @@ typedef float number;
 #endif
 
 typedef struct {  // as Block in fused.py
-    int c_in, c, squeezed, c_out, kernel, stride, before, residual;
-    int h, w, h_out, w_out;
+    int c_in, c, squeezed, c_out;          // channels: input, expanded, between squeeze-excite's layers, output
+    int kernel, stride, before, residual;  // before: pixels of padding on the left and on top
+    int h, w, h_out, w_out;                // pixels before and after the depthwise convolution
     const number *expand, *project;
     const float *expand_bias, *depthwise, *depthwise_bias;
     const float *reduce, *reduce_bias, *gate, *gate_bias, *project_bias;
@@ -71,9 +72,11 @@ typedef struct {  // as Block in fused.py
 typedef struct {
     const Block *blocks;
     int count, images;
-    const number *x;
-    number *y, *between[2], *hidden;
-    float *means, *reduced, *own;  // own: one part a thread
+    const number *x;                  // (images, h, w, c_in) of the first block
+    number *y, *between[2];           // output of the last block; of those before it, in turns
+    number *hidden;                   // (slices, images, pixels, S)
+    float *means, *reduced;           // (images, c), where the gates come later; (images, squeezed)
+    float *own;                       // a part of own_size for each thread: its padded slice, or its gated weights
     long own_size;
     atomic_int threads, ids;          // how many there are; how many have begun
     atomic_int next, waiting, round;  // the piece to take; threads in `meet`; how often all have met

@@ -1,4 +1,4 @@
-"""The image tower's blocks in C ([fused.c](fused.c)), where there is a C compiler: 1.5 to 3 times as fast.
+"""The image tower's blocks in C (fused.c), where there is a C compiler: 1.5 to 3 times as fast.
 
 `cc`, or what $CC names, compiles the file when `for_inference` is first called, in a second or two, and the
 library stays where Python keeps its own compiled files. Without a compiler (CC=false does without one), and

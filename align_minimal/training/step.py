@@ -12,6 +12,7 @@ from torch import Tensor
 
 from ..model import AlignModel
 from ..support.outputs import Batch
+from ..using.unpadded import encode_unpadded
 
 
 def learning_rate(step: int, steps: int, warmup: int, peak: float) -> float:
@@ -83,7 +84,8 @@ class PairEncoder(nn.Module):
         device = self.model.temperature.device.type
         with torch.autocast(device, torch.bfloat16, enabled=self.precision == "bf16"):
             image = self.model.get_image_features(self.in_layout(batch["pixel_values"]))
-            text = self.model.get_text_features(batch["input_ids"], batch["attention_mask"])
+            tokens = encode_unpadded(self.model.text_model, batch["attention_mask"], batch["input_ids"])
+            text = self.model.text_projection(tokens[:, 0])  # [CLS]: get_text_features, but faster
         return F.normalize(text.float(), dim=-1), F.normalize(image.float(), dim=-1), self.model.temperature
 
     def in_layout(self, pixels: Tensor) -> Tensor:

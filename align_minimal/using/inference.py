@@ -23,11 +23,11 @@
    bfloat16, on a CPU). It does what 1 to 5 do, and two things that operators called one by one cannot do:
    the widest activations never leave a thread's cache, and threads seldom wait for each other. The classes
    below, which take PyTorch's operators, are for all other cases.
-7. **Padding is not computed.** A masked token changes nothing in [CLS]. Texts go through the tower in groups
-   of similar length, and each group is cut after its longest text.
+7. **Padding is not computed.** A masked token changes nothing in [CLS], so only real tokens go through the
+   tower (unpadded.py), texts of similar length together.
 
 Leaves out: training, saving, gradients and moving to another device. Keep the model that it was made from.
-Hidden states of padding tokens are zeros where they were not computed.
+The hidden states of padding on the right are zeros.
 """
 
 from __future__ import annotations
@@ -47,11 +47,12 @@ from ..model import AlignModel
 from ..support.checks import check_pixel_values, check_text
 from ..support.outputs import TextOutput, VisionOutput
 from .fused import FusedBlock, FusedBlocks, can_be_fused
+from .unpadded import encode_unpadded, real_lengths
 
 CACHE = 12 * 2**20  # bytes that the widest activation of a stage may take at a time
 SMALL = 2**16  # numbers in the weights of a projection, up to which its gate is multiplied into them
 FUSED = {None: "none", F.silu: "swish", torch.sigmoid: "sigmoid"}  # oneDNN's names
-GROUP = 16 * 768  # texts in a group × hidden size: padding costs more in a wide model, so groups are small
+GROUP = 32 * 768  # texts in a group × hidden size: their activations should fit the cache, too
 
 
 def fold_batch_norm(layer: ConvNorm) -> None:
@@ -361,21 +362,16 @@ class ServedTextModel(nn.Module):
     def in_groups(self, mask: Tensor, head_mask: Tensor | None, *inputs: Tensor | None) -> TextOutput:
         """On a CPU, GROUP / hidden size texts of similar length at a time, cut after the longest."""
         B, T = mask.shape
-        lengths = ((mask != 0) * torch.arange(1, T + 1, device=mask.device)).amax(1)  # (B,)
-        lengths[lengths == 0] = T  # a text with every token masked attends to all of them alike
+        lengths = real_lengths(mask)  # (B,)
         last = mask.new_zeros(B, T, self.tower.config.hidden_size, dtype=torch.float32)  # (B, T, H)
-        pooled = None if self.tower.pooler is None else last.new_zeros(B, last.shape[2])
         count = max(1, GROUP // last.shape[2]) if mask.device.type == "cpu" else B
         for rows in lengths.argsort().split(count):
             t = int(lengths[rows].max())
             # position_ids may be one row for all texts
-            ids, types, positions, embeds = (
-                x if x is None else x[:, :t] if len(x) < B else x[rows, :t] for x in inputs
-            )
-            part = self.tower(ids, mask[rows, :t], types, positions, head_mask, embeds)
-            last[rows, :t] = single(part.last_hidden_state)
-            if pooled is not None:
-                pooled[rows] = single(part.pooler_output)
+            part = [x if x is None else x[:, :t] if len(x) < B else x[rows, :t] for x in inputs]
+            last[rows, :t] = single(encode_unpadded(self.tower, mask[rows, :t], *part, head_mask))
+        pooler, dtype = self.tower.pooler, self.tower.embeddings.word.weight.dtype
+        pooled = None if pooler is None else single(torch.tanh(pooler(last[:, 0].to(dtype))))
         return TextOutput(last_hidden_state=last, pooler_output=pooled)
 
 

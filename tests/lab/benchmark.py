@@ -254,7 +254,7 @@ def training_step(folder: Path, longest: bool) -> Work:
     """128 pairs of the emoji preset: encode the texts, forward, loss, backward, AdamW.
 
     Theirs pads to 64 tokens, as its processor does; ours, as `align-minimal train`, to the longest, or
-    (`longest` False) to 64 too, which leaves the models alone to differ.
+    (`longest` False) to 64 too, which leaves the models alone to differ: ours computes no padding.
     """
     import transformers
 

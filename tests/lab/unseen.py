@@ -21,6 +21,7 @@ UNSEEN: dict[str, str] = {
     "attended-without-dropout": "the notebooks train without dropout, and look at texts in eval mode",
     "feed-forward-without-dropout": "the notebooks train without dropout, and look at texts in eval mode",
     "embeddings-without-dropout": "the notebooks train without dropout, and look at texts in eval mode",
+    "no-dropout-without-padding": "the notebooks train without dropout",
     "stem-as-wide-as-the-first-stage": "the first stage of every network in the notebooks takes 32 channels",
     "zero-embedding-hidden-by-an-eps": "notebook 07 divides zeros by hand; no embedding there is zeros",
     "full-batches-of-earlier-blocks-forgotten": "the notebooks learn from folders, which are one block",

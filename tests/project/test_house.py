@@ -47,6 +47,7 @@ ORDER = [
     "using.zero_shot",
     "using.search",
     "using.trace",
+    "using.unpadded",
     "using.fused",
     "using.inference",
     "training.augment",

@@ -218,15 +218,14 @@ def test_bf16_is_for_the_towers_and_the_loss_is_float32(folder, tmp_path, monkey
         return contrastive_loss(text, image, temperature, *more)
 
     inside = []
-    forward = AlignModel.get_text_features
+    build = AlignModel.__init__
 
-    def spy_inside(self, *args, **kwargs):
-        result = forward(self, *args, **kwargs)
-        inside.append(result.dtype)
-        return result
+    def build_with_spy(self, *args):
+        build(self, *args)
+        self.text_projection.register_forward_hook(lambda layer, given, result: inside.append(result.dtype))
 
     monkeypatch.setattr(loop, "contrastive_loss", spy)
-    monkeypatch.setattr(AlignModel, "get_text_features", spy_inside)
+    monkeypatch.setattr(AlignModel, "__init__", build_with_spy)
     assert main(arguments(folder, tmp_path / "out", "--precision", "bf16", "--steps", "2")) == 0
     assert set(seen) == {(torch.float32,) * 3 + (False,)} and set(inside) == {torch.bfloat16}
     stored = AlignModel.from_pretrained(tmp_path / "out").state_dict().values()

@@ -94,8 +94,7 @@ def test_what_is_not_padding_has_its_hidden_state(model, batch):
 
 
 @torch.no_grad()
-def test_beyond_the_longest_text_hidden_states_are_zeros(model, batch, monkeypatch):
-    monkeypatch.setattr(inference, "GROUP", 1)  # each text by itself
+def test_hidden_states_of_padding_are_zeros(model, batch):
     found = model.for_inference().text_model(**text(batch)).last_hidden_state
     own = batch["attention_mask"].bool()
     assert (found[~own] == 0).all() and (found[own].norm(dim=-1) > 1).all()

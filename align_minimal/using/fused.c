@@ -129,19 +129,19 @@ INLINE pair add(pair x, pair y) { return (pair){x.a + y.a, x.b + y.b}; }
 INLINE pair times(pair x, float y) { return (pair){x.a * y, x.b * y}; }
 INLINE vec choose(ivec where, vec a, vec b) { return (vec)((where & (ivec)a) | (~where & (ivec)b)); }
 
-// x / (1 + exp(-x)). exp(-x) = 2^t = 2^n · exp(f ln 2), n an integer, |f| ≤ ½, exp by its Taylor series.
+// x / (1 + exp(-x)). exp(-x) = 2^t = 2^n · 2^f, n an integer, |f| ≤ ½. 2^f by the polynomial of degree 5 whose
+// largest error there is least, 9e-8.
 INLINE vec silu_of(vec x) {
     const vec limit = (vec){0} + 126;  // beyond it, 2^t is no normal number
     const float magic = 3 << 22;       // adding it rounds to an integer, which the lowest bits then hold
     vec t = x * -1.44269504f;
     t = choose(t > limit, limit, t);
     t = choose(t < -limit, -limit, t);
-    vec n = t + magic, f = (t - (n - magic)) * 0.69314718f;
-    vec e = f * (1.f / 720) + 1.f / 120;
-    e = e * f + 1.f / 24;
-    e = e * f + 1.f / 6;
-    e = e * f + 0.5f;
-    e = e * f + 1;
+    vec n = t + magic, f = t - (n - magic);
+    vec e = f * 0.00132647271f + 0.00967151265f;
+    e = e * f + 0.0555073374f;
+    e = e * f + 0.240222421f;
+    e = e * f + 0.693146978f;
     e = e * f + 1;
     return x / (1 + (vec)((ivec)e + ((ivec)n << 23)));  // n is added to the exponent
 }

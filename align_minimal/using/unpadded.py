@@ -62,7 +62,7 @@ def encode_unpadded(
         return x.flatten(0, 1).index_select(0, places)
 
     def pad(rows: Tensor) -> Tensor:  # (R, H) → (B, T, H)
-        return rows.new_zeros(B * T, rows.shape[1]).index_copy(0, places, rows).unflatten(0, (B, T))
+        return rows.new_zeros(B * T, rows.shape[1]).index_add(0, places, rows).unflatten(0, (B, T))
 
     x = unpad(tower.embeddings(input_ids, *given))  # (R, H)
     mask = additive_mask(attention_mask, x.dtype)  # (B, 1, 1, T)

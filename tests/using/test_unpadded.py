@@ -22,13 +22,11 @@ MASKS = {
 }
 
 
-def make_tower(dropout: float = 0.0, **config) -> AlignTextModel:
+def make_tower(**config) -> AlignTextModel:
     torch.manual_seed(0)
-    sizes = dict(
-        vocab_size=V, hidden_size=H, num_attention_heads=2, num_hidden_layers=3, intermediate_size=24
-    )
-    rates = dict.fromkeys(("hidden_dropout_prob", "attention_probs_dropout_prob"), dropout)
-    return healthy(AlignTextModel(AlignTextConfig(**sizes, **rates, **config))).double()
+    config |= dict(vocab_size=V, hidden_size=H, intermediate_size=24, num_attention_heads=2)
+    config |= dict(num_hidden_layers=3, hidden_dropout_prob=0.0, attention_probs_dropout_prob=0.0)
+    return healthy(AlignTextModel(AlignTextConfig(**config))).double()
 
 
 def draw_ids() -> torch.Tensor:
@@ -78,11 +76,9 @@ def test_lengths_end_at_the_last_1():
 
 def test_only_real_tokens_are_computed():
     tower, rows = make_tower(), {}
-    for name, layer in tower.layers.named_modules():
+    for layer in tower.layers.modules():
         if isinstance(layer, (torch.nn.Linear, torch.nn.LayerNorm)):
-            layer.register_forward_hook(
-                lambda _, given, __, name=name: rows.update({name: given[0].shape[:-1]})
-            )
+            layer.register_forward_hook(lambda layer, given, _: rows.update({layer: given[0].shape[:-1]}))
     encode_unpadded(tower, REAL.long(), draw_ids())
     assert len(rows) == 3 * 8 and set(rows.values()) == {(int(LENGTHS.sum()),)}
 

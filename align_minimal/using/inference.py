@@ -237,7 +237,8 @@ class ServedBlock(nn.Module):
         rows = x.permute(0, 2, 3, 1)  # (B, H, W, C_in)
         h = rows if self.expand is None else self.expand(rows)  # (B, H, W, C)
         h = self.depthwise(h.permute(0, 3, 1, 2))  # (B, C, H', W')
-        mean = F.avg_pool2d(h, h.shape[2:]).flatten(1)  # (B, C); h.mean() is slower in bfloat16
+        # Of each row first: one sum over many equal numbers would round each time the same way.
+        mean = F.avg_pool2d(F.avg_pool2d(h, (1, h.shape[3])), (h.shape[2], 1)).flatten(1)  # (B, C)
         gate = self.to_gate(self.reduce(mean))  # (B, C)
         h = self.project(h.permute(0, 2, 3, 1), gate)  # (B, H', W', C_out)
         return (h.add_(rows) if self.residual else h).permute(0, 3, 1, 2)

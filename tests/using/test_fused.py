@@ -13,7 +13,7 @@ from align_minimal import AlignVisionConfig, AlignVisionModel
 from align_minimal.efficientnet import BlockSpec, ConvNorm, MBConv
 from align_minimal.using import fused
 from align_minimal.using.fused import FusedBlock, FusedBlocks, library
-from align_minimal.using.inference import ServedVisionModel, fold_batch_norm
+from align_minimal.using.inference import ServedBlock, ServedVisionModel, fold_batch_norm
 from tests.reference.parity import assert_alive, assert_close, healthy, relative_error
 
 compiled = pytest.mark.skipif(library() is None, reason="needs a C compiler")
@@ -26,12 +26,16 @@ def block_of(kernel=3, c_in=8, ratio=6, c_out=8, stride=1, centered=False) -> MB
     return healthy(MBConv(spec, AlignVisionConfig()).eval(), sample=torch.randn(4, c_in, 12, 12))
 
 
-def in_c(block: MBConv, dtype: torch.dtype = torch.float32) -> FusedBlock:
-    folded = copy.deepcopy(block)
-    for layer in folded.modules():
+def folded(block: MBConv) -> MBConv:
+    block = copy.deepcopy(block)
+    for layer in block.modules():
         if isinstance(layer, ConvNorm):
             fold_batch_norm(layer)
-    return FusedBlock(folded.to(dtype))
+    return block
+
+
+def in_c(block: MBConv, dtype: torch.dtype = torch.float32) -> FusedBlock:
+    return FusedBlock(folded(block).to(dtype))
 
 
 @torch.no_grad()
@@ -112,6 +116,14 @@ def test_a_picture_of_one_colour_has_exact_means():
     block = block_of(ratio=1, c_in=32, c_out=16)
     x = torch.full((1, 32, 144, 144), 0.37)
     assert_close(in_c(block)(x), copy.deepcopy(block).double()(x.double()).float(), 2e-6)
+
+
+@torch.no_grad()
+def test_so_it_has_by_operators():
+    block = block_of(ratio=1, c_in=32, c_out=16)
+    x = torch.full((1, 32, 144, 144), 0.37).contiguous(memory_format=torch.channels_last)
+    expected = copy.deepcopy(block).double()(x.double()).float()
+    assert_close(ServedBlock(folded(block))(x), expected, 2e-6)
 
 
 @compiled

@@ -129,8 +129,8 @@ INLINE pair add(pair x, pair y) { return (pair){x.a + y.a, x.b + y.b}; }
 INLINE pair times(pair x, float y) { return (pair){x.a * y, x.b * y}; }
 INLINE vec choose(ivec where, vec a, vec b) { return (vec)((where & (ivec)a) | (~where & (ivec)b)); }
 
-// x / (1 + exp(-x)). exp(-x) = 2^t = 2^n · 2^f, n an integer, |f| ≤ ½. 2^f by the polynomial of degree 5 whose
-// largest error there is least, 9e-8.
+// x / (1 + exp(-x)). exp(-x) = 2^t = 2^n · 2^f, n an integer, |f| ≤ ½. 2^f by that polynomial of degree 5, with
+// 1 at f = 0, whose largest relative error is least: 9e-8.
 INLINE vec silu_of(vec x) {
     const vec limit = (vec){0} + 126;  // beyond it, 2^t is no normal number
     const float magic = 3 << 22;       // adding it rounds to an integer, which the lowest bits then hold

@@ -5,7 +5,8 @@ masked token changes nothing in the others, and all layers but attention work on
 real tokens of all texts are the rows of one matrix. Only attention's queries, keys and values take their
 places in (B, T) again. Of 32 captions of 3 to 16 words, half of the tokens are padding.
 
-Leaves out: what hangs on a BertLayer's own call, such as forward hooks and gradient checkpointing.
+Leaves out: what hangs on a BertLayer's own call, such as forward hooks and gradient checkpointing. From one
+seed, dropout draws other numbers than in the tower, for it draws none for padding.
 """
 
 from __future__ import annotations
@@ -55,8 +56,8 @@ def encode_unpadded(
     given = token_type_ids, position_ids, inputs_embeds
     check_text(tower.config, input_ids, attention_mask, *given)
     B, T = attention_mask.shape
-    places = torch.arange(T, device=attention_mask.device) < real_lengths(attention_mask)[:, None]  # (B, T)
-    places = places.flatten().nonzero().squeeze(1)  # (R,): where the real tokens stand among B·T
+    real = torch.arange(T, device=attention_mask.device) < real_lengths(attention_mask)[:, None]  # (B, T)
+    places = real.flatten().nonzero().squeeze(1)  # (R,): where the real tokens stand among B·T
 
     def unpad(x: Tensor) -> Tensor:  # (B, T, H) → (R, H)
         return x.flatten(0, 1).index_select(0, places)

@@ -35,6 +35,16 @@ def test_padding_has_no_part_in_a_text_s_embedding():
     assert changed.tolist() == [True, False, True, True]  # the second text is not padded
 
 
+def test_padding_is_not_computed():
+    encode, pairs, rows = encoder(3, "float32"), batch(), []
+    pairs["input_ids"] = ids = torch.tensor([[2, 5, 3, 0], [2, 6, 8, 3], [2, 7, 3, 0], [2, 3, 0, 0]])
+    pairs["attention_mask"] = ids > 0
+    up = encode.model.text_model.layers[0].feed_forward.up
+    up.register_forward_hook(lambda layer, given, _: rows.append(given[0][..., 0].numel()))
+    encode(pairs)
+    assert rows == [3 + 4 + 3 + 2]
+
+
 def test_both_embeddings_have_length_1_which_the_features_have_not():
     encode, pairs = encoder(3, "float32").eval(), batch()
     text, image, temperature = encode(pairs)

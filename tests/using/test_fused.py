@@ -119,7 +119,7 @@ def test_a_picture_of_one_colour_has_exact_means():
 
 
 @torch.no_grad()
-def test_so_it_has_by_operators():
+def test_a_picture_of_one_colour_has_exact_means_by_operators_too():
     block = block_of(ratio=1, c_in=32, c_out=16)
     x = torch.full((1, 32, 144, 144), 0.37).contiguous(memory_format=torch.channels_last)
     expected = copy.deepcopy(block).double()(x.double()).float()

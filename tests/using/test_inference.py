@@ -100,6 +100,15 @@ def test_hidden_states_of_padding_are_zeros(model, batch):
     assert (found[~own] == 0).all() and (found[own].norm(dim=-1) > 1).all()
 
 
+@torch.no_grad()
+def test_padding_is_not_computed(model, batch):
+    fast, rows = model.for_inference(), []
+    up = fast.text_model.tower.layers[0].feed_forward.up
+    up.register_forward_hook(lambda layer, given, _: rows.append(given[0][..., 0].numel()))
+    fast.get_text_features(**text(batch))
+    assert len(rows) == 3 and sum(rows) == batch["attention_mask"].sum()  # three groups of texts
+
+
 MASKS = {
     "none": lambda mask: None,
     "padded on the left": lambda mask: mask.flip(1),
